@@ -1,0 +1,39 @@
+# One static library per room: hadal_room(<name> DEPS <targets>) takes every .cpp under src/<name>, links
+# exactly the named rooms and libraries, and is called hadal::<name>.
+
+function(hadal_compile_options target)
+  target_compile_options(${target} PRIVATE
+    -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wimplicit-fallthrough
+    # A product and a sum stay two roundings unless the code says std::fma: results must not depend on
+    # what a compiler chooses to contract.
+    -ffp-contract=off -fno-math-errno)
+  if(HADAL_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(HADAL_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${HADAL_SANITIZE} -fno-omit-frame-pointer -g1
+      -fno-sanitize-recover=all)
+    target_link_options(${target} PUBLIC -fsanitize=${HADAL_SANITIZE})
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # Instrumented code hides initialisation from g++'s flow analysis: its manual warns of these false alarms.
+      target_compile_options(${target} PRIVATE -Wno-maybe-uninitialized)
+    endif()
+  endif()
+endfunction()
+
+function(hadal_room name)
+  cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cpp)
+  list(FILTER sources EXCLUDE REGEX "/main\\.cpp$")
+  if(NOT sources)
+    message(FATAL_ERROR "room ${name} has no sources")
+  endif()
+  add_library(hadal_${name} STATIC ${sources})
+  add_library(hadal::${name} ALIAS hadal_${name})
+  target_include_directories(hadal_${name} PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+  target_link_libraries(hadal_${name} PUBLIC ${ARG_DEPS})
+  hadal_compile_options(hadal_${name})
+  if(HADAL_FUZZ AND NOT name STREQUAL cli)
+    target_compile_options(hadal_${name} PRIVATE -fsanitize=fuzzer-no-link)  # coverage, for fuzz/
+  endif()
+endfunction()
