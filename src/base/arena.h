@@ -1,0 +1,65 @@
+// Scratch memory for the intermediates of a forward: taken in order, given back all at once by scope. The
+// blocks are kept, so a forward no larger than an earlier one allocates nothing.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/buffer.h"
+
+namespace hadal {
+
+class Arena {
+ public:
+  // n elements, 64-byte aligned, with whatever they held before.
+  template <class T>
+  T* take(std::int64_t n) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    const std::size_t bytes = (static_cast<std::size_t>(n) * sizeof(T) + 63) / 64 * 64;
+    while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].size()) {
+      ++block_;
+      used_ = 0;
+    }
+    if (block_ == blocks_.size()) {
+      blocks_.push_back(Buffer<std::byte>::uninitialised(std::max(bytes, kBlock)));
+      used_ = 0;
+    }
+    std::byte* memory = blocks_[block_].data() + used_;
+    used_ += bytes;
+    return reinterpret_cast<T*>(memory);
+  }
+
+  // Everything taken during the life of a Scope is free again at its end.
+  class Scope {
+   public:
+    explicit Scope(Arena& arena) : arena_(arena), block_(arena.block_), used_(arena.used_) {}
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+    ~Scope() {
+      arena_.block_ = block_;
+      arena_.used_ = used_;
+    }
+
+   private:
+    Arena& arena_;
+    std::size_t block_;
+    std::size_t used_;
+  };
+
+  std::size_t reserved_bytes() const {
+    std::size_t bytes = 0;
+    for (const auto& block : blocks_) bytes += block.size();
+    return bytes;
+  }
+
+ private:
+  static constexpr std::size_t kBlock = std::size_t{8} << 20;
+
+  std::vector<Buffer<std::byte>> blocks_;
+  std::size_t block_ = 0;  // the block in use
+  std::size_t used_ = 0;   // bytes of it
+};
+
+}  // namespace hadal
