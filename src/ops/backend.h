@@ -1,0 +1,64 @@
+// A backend runs the ops. run(params) checks the arguments once at the door and dispatches; inside they are
+// trusted. Backends differ in speed, not in meaning: ops/ref defines each op.
+#pragma once
+
+#include <memory>
+#include <string_view>
+
+#include <hadal/error.h>
+
+#include "base/thread_pool.h"
+#include "ops/ops.h"
+
+namespace hadal {
+
+class Backend {
+ public:
+  Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+  virtual ~Backend() = default;
+
+  // "ref", or "cpu" with its instruction set: "cpu-avx512".
+  virtual std::string_view name() const = 0;
+
+  void run(const EmbedParams& p);
+  void run(const RmsNormParams& p);
+  void run(const LinearParams& p);
+  void run(const RopeParams& p);
+  void run(const QuantiseParams& p);
+  void run(const HadamardParams& p);
+  void run(const CompressParams& p);
+  void run(const IndexScoresParams& p);
+  void run(const TopKParams& p);
+  void run(const SparseAttentionParams& p);
+  void run(const HcPreParams& p);
+  void run(const HcPostParams& p);
+  void run(const HcHeadParams& p);
+  void run(const GateParams& p);
+  void run(const ExpertsParams& p);
+
+ private:
+  virtual void embed(const EmbedParams& p) = 0;
+  virtual void rms_norm(const RmsNormParams& p) = 0;
+  virtual void linear(const LinearParams& p) = 0;
+  virtual void rope(const RopeParams& p) = 0;
+  virtual void quantise(const QuantiseParams& p) = 0;
+  virtual void hadamard(const HadamardParams& p) = 0;
+  virtual void compress(const CompressParams& p) = 0;
+  virtual void index_scores(const IndexScoresParams& p) = 0;
+  virtual void top_k(const TopKParams& p) = 0;
+  virtual void sparse_attention(const SparseAttentionParams& p) = 0;
+  virtual void hc_pre(const HcPreParams& p) = 0;
+  virtual void hc_post(const HcPostParams& p) = 0;
+  virtual void hc_head(const HcHeadParams& p) = 0;
+  virtual void gate(const GateParams& p) = 0;
+  virtual void experts(const ExpertsParams& p) = 0;
+};
+
+// "ref": the plain reference. "cpu": the kernels of the best instruction set that this machine has, or of
+// `isa` ("avx512bf16", "avx512", "avx2", "scalar") when it is not empty. Errors: unsupported, naming what
+// there is. The pool must outlive the backend.
+Result<std::unique_ptr<Backend>> make_backend(std::string_view name, std::string_view isa, ThreadPool& pool);
+
+}  // namespace hadal

@@ -1,0 +1,107 @@
+// The experts of a batch: tokens gathered by expert, so that every matrix that is needed is read once.
+#include <algorithm>
+#include <numeric>
+
+#include "ops/cpu/cpu_backend.h"
+
+namespace hadal {
+
+// A slot is a (token, expert) pair. Slots are sorted by expert, tokens ascending inside one; the shared
+// expert, to which every token goes, comes last as expert number n_experts.
+void CpuBackend::assign_slots(const ExpertsParams& p) {
+  const auto n_experts = static_cast<std::int64_t>(p.experts.size());
+  const std::int64_t routed = p.n_tokens * p.k, slots = routed + p.n_tokens;
+  expert_begin_.assign(static_cast<std::size_t>(n_experts) + 2, 0);
+  for (std::int64_t i = 0; i < routed; ++i) ++expert_begin_[static_cast<std::size_t>(p.indices[i]) + 1];
+  expert_begin_.back() = static_cast<std::int32_t>(p.n_tokens);
+  std::partial_sum(expert_begin_.begin(), expert_begin_.end(), expert_begin_.begin());
+
+  next_slot_.assign(expert_begin_.begin(), expert_begin_.end() - 1);
+  token_of_.resize(static_cast<std::size_t>(slots));
+  weight_of_.resize(static_cast<std::size_t>(slots));
+  for (std::int64_t i = 0; i < routed; ++i) {
+    const auto slot = static_cast<std::size_t>(next_slot_[static_cast<std::size_t>(p.indices[i])]++);
+    token_of_[slot] = static_cast<std::int32_t>(i / p.k);
+    weight_of_[slot] = p.weights[i];
+  }
+  std::iota(token_of_.begin() + routed, token_of_.end(), 0);
+  std::fill(weight_of_.begin() + routed, weight_of_.end(), 1.0F);
+  slot_of_.resize(static_cast<std::size_t>(slots));
+  std::iota(slot_of_.begin(), slot_of_.end(), 0);
+
+  active_.clear();  // experts that have slots, ascending; the shared one last
+  for (std::int64_t e = 0; e <= n_experts; ++e) {
+    if (expert_begin_[static_cast<std::size_t>(e) + 1] > expert_begin_[static_cast<std::size_t>(e)])
+      active_.push_back(static_cast<std::int32_t>(e));
+  }
+}
+
+void CpuBackend::experts(const ExpertsParams& p) {
+  const std::int64_t unit_depth = p.quantise_input ? 128 : 32;  // what the kernels ask of K
+  if (p.dim % unit_depth != 0 || p.inter % unit_depth != 0) return ref::experts(p, pool_);
+  assign_slots(p);
+  const auto n_experts = static_cast<std::int64_t>(p.experts.size());
+  const std::int64_t routed = p.n_tokens * p.k, slots = routed + p.n_tokens;
+  const auto n_active = static_cast<std::int64_t>(active_.size());
+  float* gate = grow(gate_, slots * p.inter);
+  float* up = grow(up_, slots * p.inter);
+  float* hidden = grow(hidden_, slots * p.inter);
+
+  const auto weights_of = [&](std::int64_t e) -> const Expert& {
+    return e == n_experts ? *p.shared : p.experts[static_cast<std::size_t>(e)];
+  };
+  // Rows [begin, end) of W on all slots of expert e; the arrays of indices belong to slots.
+  const auto call = [&](std::int64_t e, const Linear& w, std::int64_t begin, std::int64_t end,
+                        const Input& in, const std::int32_t* x_index, float* y, const std::int32_t* y_index,
+                        bool accumulate) {
+    const std::int64_t first = expert_begin_[static_cast<std::size_t>(e)];
+    const std::int64_t count = expert_begin_[static_cast<std::size_t>(e) + 1] - first;
+    kernels_.gemm({&w, begin, end, count, in.x, in.stride, in.packed, in.rows, x_index + first, y, w.out,
+                   y_index + first, accumulate});
+  };
+  // Routed experts share one format; the shared expert may have another.
+  const bool routed_quantised = p.quantise_input && p.experts[0].w1.quantised();
+  const bool shared_quantised = p.quantise_input && p.shared->w1.quantised();
+
+  // w1 and w3 of all active experts: one loop over (expert, panel of rows).
+  const Input x = input(p.x, p.dim, p.n_tokens, p.dim, routed_quantised, input_);
+  const Input shared_x = shared_quantised == routed_quantised
+                             ? x
+                             : input(p.x, p.dim, p.n_tokens, p.dim, shared_quantised, shared_input_);
+  const std::int64_t panels = (p.inter + kernels_.panel_rows - 1) / kernels_.panel_rows;
+  pool_.parallel_for(n_active * panels, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      const std::int64_t e = active_[static_cast<std::size_t>(unit / panels)];
+      const std::int64_t row = unit % panels * kernels_.panel_rows;
+      const std::int64_t stop = std::min(row + kernels_.panel_rows, p.inter);
+      const Expert& w = weights_of(e);
+      const Input& in = e == n_experts ? shared_x : x;
+      call(e, w.w1, row, stop, in, token_of_.data(), gate, slot_of_.data(), false);
+      call(e, w.w3, row, stop, in, token_of_.data(), up, slot_of_.data(), false);
+    }
+  });
+  pool_.parallel_for(slots, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t s = begin; s < end; ++s) {
+      kernels_.swiglu(gate + s * p.inter, up + s * p.inter, weight_of_[static_cast<std::size_t>(s)],
+                      p.swiglu_limit, p.inter, hidden + s * p.inter);
+    }
+  });
+
+  // w2: a panel of output rows takes the experts in ascending order, so every out[t] is summed in that order.
+  const Input h = input(hidden, p.inter, slots, p.inter, routed_quantised, hidden_input_);
+  const Input shared_h = shared_quantised == routed_quantised
+                             ? h
+                             : input(hidden, p.inter, slots, p.inter, shared_quantised, shared_hidden_input_);
+  const std::int64_t out_panels = (p.dim + kernels_.panel_rows - 1) / kernels_.panel_rows;
+  pool_.parallel_for(out_panels, 1, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t row = begin * kernels_.panel_rows, stop = std::min(end * kernels_.panel_rows, p.dim);
+    for (std::int64_t t = 0; t < p.n_tokens; ++t)
+      std::fill(p.out + t * p.dim + row, p.out + t * p.dim + stop, 0.0F);
+    for (const std::int32_t e : active_) {
+      call(e, weights_of(e).w2, row, stop, e == n_experts ? shared_h : h, slot_of_.data(), p.out,
+           token_of_.data(), true);
+    }
+  });
+}
+
+}  // namespace hadal

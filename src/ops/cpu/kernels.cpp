@@ -1,0 +1,26 @@
+#include "ops/cpu/kernels.h"
+
+#include <string>
+
+#include <fmt/format.h>
+
+namespace hadal::cpu {
+
+Result<const Kernels*> choose_kernels(std::string_view isa) {
+#if defined(__x86_64__)
+  if ((isa.empty() || isa == "avx512bf16") && avx512bf16::supported()) return &avx512bf16::kernels();
+  if ((isa.empty() || isa == "avx512") && avx512::supported()) return &avx512::kernels();
+  if ((isa.empty() || isa == "avx2") && avx2::supported()) return &avx2::kernels();
+  const std::string available = std::string(avx512bf16::supported() ? "avx512bf16, " : "") +
+                                (avx512::supported() ? "avx512, " : "") +
+                                (avx2::supported() ? "avx2, " : "") + "scalar";
+#else
+  const std::string available = "scalar";
+#endif
+  if (isa.empty() || isa == "scalar") return &scalar::kernels();
+  return fail(
+      ErrorCode::unsupported,
+      fmt::format("instruction set '{}' (HADAL_ISA): this machine and build have {}", isa, available));
+}
+
+}  // namespace hadal::cpu

@@ -1,0 +1,109 @@
+// AVX-512 (F, BW, VL, DQ): a vector is one register.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/target.h"
+#include "tensor/codec.h"
+
+HADAL_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+namespace hadal::cpu::avx512 {
+namespace {
+
+struct Vec {
+  __m512 v;
+};
+
+inline Vec zero() {
+  return {_mm512_setzero_ps()};
+}
+inline Vec set1(float x) {
+  return {_mm512_set1_ps(x)};
+}
+inline Vec load(const float* p) {
+  return {_mm512_loadu_ps(p)};
+}
+inline void store(float* p, Vec a) {
+  _mm512_storeu_ps(p, a.v);
+}
+inline Vec add(Vec a, Vec b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+inline Vec mul(Vec a, Vec b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+inline Vec div(Vec a, Vec b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
+inline Vec min(Vec a, Vec b) {
+  return {_mm512_min_ps(a.v, b.v)};
+}
+inline Vec max(Vec a, Vec b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+inline Vec round(Vec a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// a * 2^n for integral n
+inline Vec scale_by_power(Vec a, Vec n) {
+  return {_mm512_scalef_ps(a.v, n.v)};
+}
+
+inline Vec load_bf16(const std::byte* p) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
+inline Vec load_f16(const std::byte* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+// The E4M3 fields moved to float32's place are 2^-120 of the value, subnormals included.
+inline Vec load_e4m3(const std::byte* p) {
+  const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(x, _mm512_set1_epi32(0x80)), 24);
+  const __m512i rest = _mm512_slli_epi32(_mm512_and_si512(x, _mm512_set1_epi32(0x7f)), 20);
+  return {_mm512_mul_ps(_mm512_castsi512_ps(_mm512_or_si512(sign, rest)), _mm512_set1_ps(0x1p120F))};
+}
+// 16 values from 8 bytes, even index in the low nibble.
+inline Vec load_e2m1(const std::byte* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128i low = _mm_and_si128(bytes, _mm_set1_epi8(15));
+  const __m128i high = _mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15));
+  const __m512i codes = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high));
+  const __m512 table = _mm512_setr_ps(0, .5F, 1, 1.5F, 2, 3, 4, 6, -0.F, -.5F, -1, -1.5F, -2, -3, -4, -6);
+  return {_mm512_permutexvar_ps(codes, table)};
+}
+
+#include "ops/cpu/kernels.inc"
+
+}  // namespace
+
+const Kernels& kernels() {
+  static constexpr Kernels kTable{"avx512",         kPanelRows,   gemm,  nullptr,
+                                  sparse_attention, index_scores, swiglu};
+  return kTable;
+}
+
+}  // namespace hadal::cpu::avx512
+HADAL_TARGET_END
+
+namespace hadal::cpu::avx512 {
+bool supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("fma");
+}
+}  // namespace hadal::cpu::avx512
+
+#endif

@@ -1,0 +1,43 @@
+// The weights of linear maps, wherever they are stored and in whichever format.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hadal {
+
+// y = W x with W [out, in], row-major. Quantised formats carry one E8M0 scale per block:
+// fp8: [ceil(out/128), ceil(in/128)], fp4: [out, in/32], two values per byte along `in`, even one low.
+struct Linear {
+  enum class Format : std::uint8_t { f32, f16, bf16, fp8, fp4 };
+
+  std::int64_t out = 0;
+  std::int64_t in = 0;
+  Format format = Format::f32;
+  const std::byte* weight = nullptr;  // not aligned
+  const std::uint8_t* scale = nullptr;
+
+  bool quantised() const { return format == Format::fp8 || format == Format::fp4; }
+  // Bytes of one row of W.
+  std::int64_t row_bytes() const {
+    switch (format) {
+      case Format::f32:
+        return in * 4;
+      case Format::f16:
+      case Format::bf16:
+        return in * 2;
+      case Format::fp8:
+        return in;
+      case Format::fp4:
+        return in / 2;
+    }
+    return 0;
+  }
+};
+
+// A SwiGLU feed-forward network of inner width I.
+struct Expert {
+  Linear w1, w2, w3;  // [I, d], [d, I], [I, d]
+};
+
+}  // namespace hadal

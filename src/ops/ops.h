@@ -1,0 +1,211 @@
+// The operations of DeepSeek-V4 at the model's own granularity: one Params struct per op. Every array is
+// float32 (or int32), row-major and contiguous unless a stride says otherwise; T is the number of tokens of
+// the ragged batch. ops/ref has the plain definition of each, and tests hold every backend to it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "ops/linear.h"
+
+namespace hadal {
+
+// streams[t][i] = embed[tokens[t]] for each of the n residual streams.
+struct EmbedParams {
+  std::span<const std::int32_t> tokens;  // [T], each in [0, vocab)
+  const Linear* embed = nullptr;         // [vocab, d]
+  std::int64_t copies = 1;               // n = hc_mult
+  float* out = nullptr;                  // [T, n, d]
+};
+
+// out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight. In place when out == x.
+struct RmsNormParams {
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;
+  const float* x = nullptr;       // [rows, dim]
+  const float* weight = nullptr;  // [dim]; null: none
+  float eps = 1e-6F;
+  float* out = nullptr;  // [rows, dim]
+};
+
+// y[t] = W x[t]. With groups > 1 W is [groups * out_g, in], x is [T, groups * in] and row r of W meets the
+// r / out_g-th part of x (the grouped output projection).
+struct LinearParams {
+  std::int64_t n_tokens = 0;
+  const float* x = nullptr;  // [T, groups * in]
+  const Linear* weight = nullptr;
+  std::int64_t groups = 1;
+  // `official` numerics: before a quantised weight the input is rounded to E4M3 with one power-of-two scale
+  // per 1x128. Ignored for weights that are not quantised.
+  bool quantise_input = false;
+  float* y = nullptr;  // [T, out]
+};
+
+// Rotates the last rope_dim entries of every head by the angle of its token: pairs (2i, 2i+1).
+struct RopeParams {
+  std::int64_t n_tokens = 0;
+  std::int64_t heads = 1;
+  std::int64_t dim = 0;        // of a head
+  std::int64_t rope_dim = 0;   // r
+  const float* cos = nullptr;  // [T, r/2]
+  const float* sin = nullptr;  // [T, r/2]
+  bool inverse = false;        // by minus the angle
+  float* x = nullptr;          // [T, heads, dim], in place
+};
+
+// Rounds x to what the cache stores and back: E4M3 in blocks of 64 over the first `quantised_dim` entries of
+// each row (KV rows), or E2M1 in blocks of 32 over all of them (indexer); power-of-two scales.
+struct QuantiseParams {
+  enum class Format : std::uint8_t { e4m3_64, e2m1_32, e4m3_128 };
+  Format format = Format::e4m3_64;
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;
+  std::int64_t quantised_dim = 0;
+  float* x = nullptr;  // [rows, dim], in place
+};
+
+// Each row times the Hadamard matrix in Sylvester order, scaled by dim^-1/2.
+struct HadamardParams {
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;  // a power of two
+  float* x = nullptr;    // [rows, dim], in place
+};
+
+// Pools blocks of `ratio` tokens into one row each, channel by channel: a softmax over the block's gates
+// weighs the block's values. With overlap the first half of the channels belongs to the row of the next
+// block, so that a row sees 2 * ratio tokens; the very first block has no predecessor.
+struct CompressParams {
+  std::int64_t n_blocks = 0;
+  std::int64_t ratio = 0;  // m
+  std::int64_t dim = 0;    // c'
+  bool overlap = false;
+  bool has_previous = false;      // the arrays start with the ratio tokens of the block before the first
+  const float* values = nullptr;  // [(has_previous + n_blocks) * m, o * c'], o = overlap ? 2 : 1
+  const float* gates = nullptr;   // same shape, position bias added
+  float* out = nullptr;           // [n_blocks, c']
+};
+
+// Rows kept in pages of equal capacity: row i is at pages[i / per_page] + offset + (i % per_page) * dim.
+struct PagedRows {
+  const float* const* pages = nullptr;
+  std::int64_t offset = 0;
+  std::int64_t per_page = 1;
+  std::int64_t dim = 0;
+  const float* row(std::int64_t i) const { return pages[i / per_page] + offset + (i % per_page) * dim; }
+};
+
+// scores[t][b] = sum_h weights[t][h] * relu(q[t][h] . rows[b]) for b < visible[t]; the rest is untouched.
+struct IndexScoresParams {
+  std::int64_t n_tokens = 0;
+  std::int64_t heads = 0;
+  std::int64_t dim = 0;
+  const float* q = nullptr;        // [T, heads, dim]
+  const float* weights = nullptr;  // [T, heads]
+  PagedRows rows;
+  std::span<const std::int64_t> visible;  // [T]
+  std::int64_t stride = 0;                // of scores
+  float* scores = nullptr;                // [T, stride]
+};
+
+// The k best of the first visible[t] scores, lowest index first among equals, sorted by ascending index;
+// all of them when there are at most k.
+struct TopKParams {
+  std::int64_t n_tokens = 0;
+  std::int64_t k = 0;
+  std::int64_t stride = 0;
+  const float* scores = nullptr;          // [T, stride]
+  std::span<const std::int64_t> visible;  // [T]
+  std::int32_t* indices = nullptr;        // [T, k], -1 behind the last
+};
+
+// Attention of every head of a token over its own list of rows, which are keys and values at once, with a
+// sink in the denominator. The order of a token's rows fixes the order of every sum.
+struct SparseAttentionParams {
+  std::int64_t n_tokens = 0;
+  std::int64_t heads = 0;
+  std::int64_t dim = 0;
+  const float* q = nullptr;             // [T, heads, dim]
+  const float* const* rows = nullptr;   // the lists of all tokens, one after another; each row [dim]
+  std::span<const std::int64_t> begin;  // [T + 1]: token t owns rows[begin[t]] .. rows[begin[t+1] - 1]
+  const float* sink = nullptr;          // [heads]
+  float* out = nullptr;                 // [T, heads, dim]
+};
+
+// mHC before a sublayer: the mixes of a token (its normalised streams through fn) become the weights that
+// read the streams (pre), that write the sublayer's output back (post) and that mix the streams (comb).
+struct HcPreParams {
+  std::int64_t n_tokens = 0;
+  std::int64_t n = 0;  // hc_mult
+  std::int64_t dim = 0;
+  const float* streams = nullptr;  // [T, n, d]
+  const float* mix = nullptr;      // [T, (2+n)n]: fn @ vec(streams), not yet normalised
+  const float* scale = nullptr;    // [3]
+  const float* base = nullptr;     // [(2+n)n]
+  std::int64_t sinkhorn_iters = 20;
+  float norm_eps = 1e-6F;
+  float hc_eps = 1e-6F;
+  float* pre = nullptr;   // [T, n]
+  float* post = nullptr;  // [T, n]
+  float* comb = nullptr;  // [T, n, n]: [from][to]
+  float* out = nullptr;   // [T, d]: sum_i pre[i] * streams[i]
+};
+
+// streams[i] = post[i] * y + sum_j comb[j][i] * streams[j], in place.
+struct HcPostParams {
+  std::int64_t n_tokens = 0;
+  std::int64_t n = 0;
+  std::int64_t dim = 0;
+  const float* y = nullptr;     // [T, d]
+  const float* post = nullptr;  // [T, n]
+  const float* comb = nullptr;  // [T, n, n]
+  float* streams = nullptr;     // [T, n, d]
+};
+
+// The streams read out once more before the head: pre = sigmoid(mix * scale + base) + eps, no Sinkhorn.
+struct HcHeadParams {
+  std::int64_t n_tokens = 0;
+  std::int64_t n = 0;
+  std::int64_t dim = 0;
+  const float* streams = nullptr;  // [T, n, d]
+  const float* mix = nullptr;      // [T, n]
+  const float* scale = nullptr;    // [1]
+  const float* base = nullptr;     // [n]
+  float norm_eps = 1e-6F;
+  float hc_eps = 1e-6F;
+  float* out = nullptr;  // [T, d]
+};
+
+// Affinities, and for each token the experts it goes to with their weights. Experts are chosen by table
+// (hash routing) or as the k best of affinity + bias, best first, lowest id first among equals.
+struct GateParams {
+  std::int64_t n_tokens = 0;
+  std::int64_t n_experts = 0;
+  std::int64_t k = 0;
+  const float* logits = nullptr;         // [T, E]: gate @ x
+  const float* bias = nullptr;           // [E]; null with a table
+  const std::int32_t* table = nullptr;   // tid2eid [vocab, k]; null with a bias
+  std::span<const std::int32_t> tokens;  // [T], used with a table
+  float routed_scaling_factor = 1;
+  float* scores = nullptr;          // [T, E]: sqrt(softplus(logits))
+  std::int32_t* indices = nullptr;  // [T, k]
+  float* weights = nullptr;         // [T, k]
+};
+
+// out[t] = sum over the token's experts, by ascending id, of
+//   w2 @ (weight * silu(min(w1 @ x, L)) * clamp(w3 @ x, -L, L)), and last the shared expert with weight 1.
+struct ExpertsParams {
+  std::int64_t n_tokens = 0;
+  std::int64_t dim = 0;    // d
+  std::int64_t inter = 0;  // I
+  std::int64_t k = 0;
+  const float* x = nullptr;               // [T, d]
+  const std::int32_t* indices = nullptr;  // [T, k]
+  const float* weights = nullptr;         // [T, k]
+  std::span<const Expert> experts;        // [E]
+  const Expert* shared = nullptr;
+  float swiglu_limit = 10;
+  bool quantise_input = false;  // as in LinearParams, also in front of w2
+  float* out = nullptr;         // [T, d]
+};
+
+}  // namespace hadal

@@ -1,0 +1,43 @@
+// Compressed rows (report sections 2.3.1 and 2.3.2, `Compressor` in the official model.py).
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ops/ref/ref.h"
+
+namespace hadal::ref {
+
+void compress(const CompressParams& p, ThreadPool& pool) {
+  const std::int64_t m = p.ratio, c = p.dim;
+  const std::int64_t wide = p.overlap ? 2 * c : c;
+  const std::int64_t first = p.has_previous ? m : 0;  // token of the arrays where block 0 begins
+  pool.parallel_for(p.n_blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t b = begin; b < end; ++b) {
+      const std::int64_t own = first + b * m;
+      // A slot is a token and its half of the channels: the previous block's first half, then the own
+      // block's second half. Without a previous block its slots do not exist (their gate is -inf).
+      const bool previous = p.overlap && own >= m;
+      const auto for_each_slot = [&](auto&& visit, std::int64_t channel) {
+        if (previous) {
+          for (std::int64_t t = own - m; t < own; ++t) visit(t * wide + channel);
+        }
+        for (std::int64_t t = own; t < own + m; ++t) visit(t * wide + (p.overlap ? c : 0) + channel);
+      };
+      for (std::int64_t i = 0; i < c; ++i) {
+        float maximum = -std::numeric_limits<float>::infinity();
+        for_each_slot([&](std::int64_t at) { maximum = std::max(maximum, p.gates[at]); }, i);
+        double weighted = 0, total = 0;
+        for_each_slot(
+            [&](std::int64_t at) {
+              const double e = std::exp(p.gates[at] - maximum);
+              weighted += e * double{p.values[at]};
+              total += e;
+            },
+            i);
+        p.out[b * c + i] = static_cast<float>(weighted / total);
+      }
+    }
+  });
+}
+
+}  // namespace hadal::ref

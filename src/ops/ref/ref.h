@@ -1,0 +1,39 @@
+// The plain reference: what each op means, in loops that can be read beside the report. Sums run in float64
+// and are rounded to float32 once, so that a fast path may be held to it whatever its order of summation.
+// Tokens (or rows) are independent and spread over the pool; nothing else is parallel here.
+#pragma once
+
+#include "base/thread_pool.h"
+#include "ops/ops.h"
+
+namespace hadal::ref {
+
+void embed(const EmbedParams& p, ThreadPool& pool);
+void rms_norm(const RmsNormParams& p, ThreadPool& pool);
+void linear(const LinearParams& p, ThreadPool& pool);
+void rope(const RopeParams& p, ThreadPool& pool);
+void quantise(const QuantiseParams& p, ThreadPool& pool);
+void hadamard(const HadamardParams& p, ThreadPool& pool);
+void compress(const CompressParams& p, ThreadPool& pool);
+void index_scores(const IndexScoresParams& p, ThreadPool& pool);
+void top_k(const TopKParams& p, ThreadPool& pool);
+void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool);
+void hc_pre(const HcPreParams& p, ThreadPool& pool);
+void hc_post(const HcPostParams& p, ThreadPool& pool);
+void hc_head(const HcHeadParams& p, ThreadPool& pool);
+void gate(const GateParams& p, ThreadPool& pool);
+void experts(const ExpertsParams& p, ThreadPool& pool);
+
+// Row `row` of W as float32 [in]; exact for every format.
+void dequantise_row(const Linear& w, std::int64_t row, float* out);
+
+// One block of a quantiser: rounds x[0..n) to codes with a common power-of-two scale and back, in place.
+// Returns the E8M0 byte of the scale. Codes, one per byte, are written where `codes` is not null.
+std::uint8_t quantise_e4m3_block(float* x, std::int64_t n, std::uint8_t* codes = nullptr);
+std::uint8_t quantise_e2m1_block(float* x, std::int64_t n, std::uint8_t* codes = nullptr);
+
+// The mixing weights of one token from its normalised mixes [(2+n)n]; see HcPreParams.
+void hc_split_sinkhorn(const float* mix, const float* scale, const float* base, std::int64_t n,
+                       std::int64_t iterations, float eps, float* pre, float* post, float* comb);
+
+}  // namespace hadal::ref

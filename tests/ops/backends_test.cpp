@@ -1,0 +1,245 @@
+// Every fast path against the reference, for every instruction set that this machine has, on ragged sizes,
+// and the bitwise promise: the result of a token does not depend on its company or on the threads.
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include <gtest/gtest.h>
+
+#include "ops/backend.h"
+#include "ops/ref/ref.h"
+#include "tensor/codec.h"
+
+namespace hadal {
+namespace {
+
+std::vector<float> normal(std::size_t n, unsigned seed, float scale = 1) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> distribution(0, scale);
+  std::vector<float> out(n);
+  for (float& x : out) x = distribution(generator);
+  return out;
+}
+
+// A matrix of the given format with random codes and scales around 1.
+struct Matrix {
+  std::vector<std::byte> weight;
+  std::vector<std::uint8_t> scale;
+  Linear linear;
+
+  Matrix(Linear::Format format, std::int64_t out, std::int64_t in, unsigned seed)
+      : linear{out, in, format, nullptr, nullptr} {
+    std::mt19937 generator(seed);
+    const auto values = normal(static_cast<std::size_t>(out * in), seed);
+    weight.resize(static_cast<std::size_t>(out * linear.row_bytes()));
+    const auto put16 = [&](std::size_t i, std::uint16_t bits) {
+      std::memcpy(weight.data() + 2 * i, &bits, 2);
+    };
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      switch (format) {
+        case Linear::Format::f32:
+          std::memcpy(weight.data() + 4 * i, &values[i], 4);
+          break;
+        case Linear::Format::f16:
+          put16(i, f32_to_f16(values[i]));
+          break;
+        case Linear::Format::bf16:
+          put16(i, f32_to_bf16(values[i]));
+          break;
+        case Linear::Format::fp8:
+          weight[i] = std::byte{f32_to_e4m3(values[i])};
+          break;
+        case Linear::Format::fp4:
+          weight[i / 2] |= std::byte{static_cast<std::uint8_t>(f32_to_e2m1(values[i]) << (i % 2 * 4))};
+          break;
+      }
+    }
+    const std::int64_t scales =
+        format == Linear::Format::fp4 ? out * (in / 32) : (out + 127) / 128 * ((in + 127) / 128);
+    for (std::int64_t i = 0; i < scales; ++i)
+      scale.push_back(static_cast<std::uint8_t>(126 + generator() % 3));
+    linear.weight = weight.data();
+    linear.scale = scale.data();
+  }
+};
+
+float relative_error(const std::vector<float>& actual, const std::vector<float>& expected) {
+  double error = 0, norm = 0;
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    error += std::pow(double{actual[i]} - double{expected[i]}, 2);
+    norm += std::pow(double{expected[i]}, 2);
+  }
+  return static_cast<float>(std::sqrt(error / norm));
+}
+
+constexpr Linear::Format kFormats[] = {Linear::Format::f32, Linear::Format::f16, Linear::Format::bf16,
+                                       Linear::Format::fp8, Linear::Format::fp4};
+
+class BackendTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    auto backend = make_backend("cpu", GetParam(), pool_);
+    if (!backend) GTEST_SKIP() << backend.error().message();
+    backend_ = std::move(*backend);
+    other_ = std::move(*make_backend("cpu", GetParam(), other_pool_));
+  }
+  ThreadPool pool_{1}, other_pool_{3};
+  std::unique_ptr<Backend> backend_, other_;
+};
+
+TEST_P(BackendTest, LinearMatchesReferenceAndItself) {
+  for (const auto format : kFormats) {
+    for (const std::int64_t groups : {1, 2}) {
+      const std::int64_t out = 2 * 67, in = 384, most = 13;
+      const Matrix w(format, out, in, 7);
+      const auto x = normal(static_cast<std::size_t>(most * groups * in), 11);
+      for (const bool quantise : {false, true}) {
+        std::vector<float> expected(static_cast<std::size_t>(most * out)), all(expected.size());
+        ref::linear({most, x.data(), &w.linear, groups, quantise, expected.data()}, pool_);
+        backend_->run(LinearParams{most, x.data(), &w.linear, groups, quantise, all.data()});
+        EXPECT_LT(relative_error(all, expected), 3e-7F);
+        // The same bits for any number of tokens at once and any threads.
+        for (std::int64_t n = 1; n < most; ++n) {
+          std::vector<float> part(static_cast<std::size_t>(n * out));
+          other_->run(LinearParams{n, x.data(), &w.linear, groups, quantise, part.data()});
+          ASSERT_EQ(std::memcmp(part.data(), all.data(), part.size() * 4), 0) << "with " << n << " tokens";
+        }
+      }
+    }
+  }
+}
+
+TEST_P(BackendTest, OddDepthFallsBackToReference) {
+  const Matrix w(Linear::Format::f32, 5, 40, 3);
+  const auto x = normal(3 * 40, 4);
+  std::vector<float> expected(15), actual(15);
+  ref::linear({3, x.data(), &w.linear, 1, false, expected.data()}, pool_);
+  backend_->run(LinearParams{3, x.data(), &w.linear, 1, false, actual.data()});
+  EXPECT_EQ(actual, expected);
+}
+
+TEST_P(BackendTest, ExpertsMatchReferenceAndThemselves) {
+  const std::int64_t d = 256, inter = 128, n_experts = 7, k = 3, most = 11;
+  for (const auto format : {Linear::Format::fp4, Linear::Format::bf16}) {
+    std::vector<Matrix> matrices;
+    matrices.reserve(3 * (n_experts + 1));
+    std::vector<Expert> experts;
+    for (std::int64_t e = 0; e <= n_experts; ++e) {
+      const auto seed = static_cast<unsigned>(100 + 3 * e);
+      const auto own = e == n_experts && format == Linear::Format::fp4 ? Linear::Format::fp8 : format;
+      matrices.emplace_back(own, inter, d, seed);
+      matrices.emplace_back(own, d, inter, seed + 1);
+      matrices.emplace_back(own, inter, d, seed + 2);
+      const auto last = matrices.end();
+      experts.push_back({last[-3].linear, last[-2].linear, last[-1].linear});
+    }
+    const auto x = normal(static_cast<std::size_t>(most * d), 5, 0.3F);
+    std::mt19937 generator(6);
+    std::vector<std::int32_t> indices;
+    std::vector<float> weights;
+    for (std::int64_t t = 0; t < most; ++t) {
+      std::vector<std::int32_t> ids = {0, 1, 2, 3, 4, 5, 6};
+      std::shuffle(ids.begin(), ids.end(), generator);
+      for (std::int64_t i = 0; i < k; ++i) {
+        indices.push_back(ids[static_cast<std::size_t>(i)]);
+        weights.push_back(0.2F + 0.1F * static_cast<float>(i));
+      }
+    }
+    for (const bool quantise : {false, true}) {
+      const auto run = [&](Backend* backend, std::int64_t n) {
+        std::vector<float> out(static_cast<std::size_t>(n * d));
+        const ExpertsParams p{n,
+                              d,
+                              inter,
+                              k,
+                              x.data(),
+                              indices.data(),
+                              weights.data(),
+                              std::span(experts).first(n_experts),
+                              &experts.back(),
+                              10,
+                              quantise,
+                              out.data()};
+        if (backend != nullptr)
+          backend->run(p);
+        else
+          ref::experts(p, pool_);
+        return out;
+      };
+      const auto expected = run(nullptr, most), all = run(backend_.get(), most);
+      // With quantised inputs one rounding may fall the other way in front of w2.
+      EXPECT_LT(relative_error(all, expected), quantise ? 3e-3F : 1e-6F);
+      for (std::int64_t n = 1; n < most; ++n) {
+        const auto part = run(other_.get(), n);
+        ASSERT_EQ(std::memcmp(part.data(), all.data(), part.size() * 4), 0) << "with " << n << " tokens";
+      }
+    }
+  }
+}
+
+TEST_P(BackendTest, SparseAttentionMatchesReference) {
+  const std::int64_t heads = 21, dim = 96, n_rows = 75;
+  const auto kv = normal(static_cast<std::size_t>(n_rows * dim), 8),
+             q = normal(static_cast<std::size_t>(4 * heads * dim), 9);
+  const auto sink = normal(static_cast<std::size_t>(heads), 10, 3);
+  std::vector<const float*> rows;
+  std::vector<std::int64_t> begin = {0};
+  for (const std::int64_t count : {1, 16, 33, 75}) {
+    for (std::int64_t j = 0; j < count; ++j) rows.push_back(kv.data() + j * dim);
+    begin.push_back(static_cast<std::int64_t>(rows.size()));
+  }
+  std::vector<float> expected(q.size()), actual(q.size());
+  const auto params = [&](float* out) {
+    return SparseAttentionParams{4, heads, dim, q.data(), rows.data(), begin, sink.data(), out};
+  };
+  ref::sparse_attention(params(expected.data()), pool_);
+  backend_->run(params(actual.data()));
+  EXPECT_LT(relative_error(actual, expected), 1e-6F);
+  std::vector<float> threaded(q.size());
+  other_->run(params(threaded.data()));
+  EXPECT_EQ(std::memcmp(threaded.data(), actual.data(), actual.size() * 4), 0);
+}
+
+TEST_P(BackendTest, IndexScoresAndTopKMatchReference) {
+  const std::int64_t heads = 5, dim = 64, per_page = 32, pages = 3, tokens = 4;
+  std::vector<std::vector<float>> storage;
+  std::vector<const float*> page;
+  for (unsigned i = 0; i < pages; ++i)
+    storage.push_back(normal(static_cast<std::size_t>(per_page * dim + 7), 20 + i));
+  for (const auto& s : storage) page.push_back(s.data());
+  const auto q = normal(static_cast<std::size_t>(tokens * heads * dim), 30),
+             weights = normal(static_cast<std::size_t>(tokens * heads), 31);
+  const std::vector<std::int64_t> visible = {0, 1, 50, 96};
+  std::vector<float> expected(tokens * 96, -1), actual(expected);
+  const auto params = [&](float* out) {
+    return IndexScoresParams{tokens,  heads, dim, q.data(), weights.data(), {page.data(), 7, per_page, dim},
+                             visible, 96,    out};
+  };
+  ref::index_scores(params(expected.data()), pool_);
+  backend_->run(params(actual.data()));
+  EXPECT_LT(relative_error(actual, expected), 1e-6F);
+  EXPECT_EQ(actual[96 + 1], -1) << "a row that is not visible was touched";
+}
+
+TEST(TopK, TiesGoToTheLowestRowAndZeroHasOneSign) {
+  ThreadPool pool(1);
+  const std::vector<float> scores = {0.0F, -0.0F, 1, -1, 0.0F, 1};
+  const std::vector<std::int64_t> visible = {6};
+  std::vector<std::int32_t> indices(3);
+  ref::top_k({1, 3, 6, scores.data(), visible, indices.data()}, pool);
+  EXPECT_EQ(indices, (std::vector<std::int32_t>{0, 2, 5}));
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, BackendTest, testing::Values("avx512bf16", "avx512", "avx2", "scalar"),
+                         [](const auto& test) { return std::string(test.param); });
+
+TEST(MakeBackend, NamesWhatThereIs) {
+  ThreadPool pool(1);
+  const auto backend = make_backend("cpu", "neon", pool);
+  ASSERT_FALSE(backend.has_value());
+  EXPECT_NE(backend.error().message().find("scalar"), std::string::npos);
+  EXPECT_FALSE(make_backend("tpu", "", pool).has_value());
+}
+
+}  // namespace
+}  // namespace hadal
