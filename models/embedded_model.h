@@ -1,0 +1,14 @@
+// The files of the default model, linked into the binary.
+#pragma once
+
+#include <string_view>
+
+namespace hadal {
+
+struct EmbeddedModel {
+  std::string_view config_json;
+  std::string_view tokenizer_json;
+};
+EmbeddedModel embedded_model();
+
+}  // namespace hadal

@@ -1,0 +1,134 @@
+#include "model/attention.h"
+
+#include <algorithm>
+
+#include "model/compressor.h"
+#include "model/indexer.h"
+
+namespace hadal {
+namespace {
+
+// The rows that each token attends to, oldest first: its window, then its compressed rows. That order is
+// the order of every sum over them, so it must not depend on how the tokens came to be in this batch.
+struct RowLists {
+  const float** rows = nullptr;
+  std::int64_t* begin = nullptr;  // [T + 1]
+};
+
+RowLists gather_rows(const Forward& f, std::int64_t block, const float* kv, const std::int64_t* visible,
+                     const std::int32_t* selected) {
+  const StateLayout& layout = f.segments[0].state->layout();
+  const BlockStateLayout& block_layout = layout.blocks[static_cast<std::size_t>(block)];
+  const std::int64_t w = layout.window_rows, c = layout.head_dim;
+  const std::int64_t chosen = selected != nullptr ? f.config.index_topk : 0;
+
+  RowLists lists;
+  lists.begin = f.arena.take<std::int64_t>(f.n_tokens() + 1);
+  lists.begin[0] = 0;
+  for (const Segment& s : f.segments) {
+    for (std::int64_t i = 0; i < s.count; ++i) {
+      const std::int64_t t = s.begin + i;
+      const std::int64_t compressed = visible == nullptr ? 0
+                                      : chosen > 0       ? std::min(chosen, visible[t])
+                                                         : visible[t];
+      lists.begin[t + 1] = lists.begin[t] + std::min(w, s.start + i + 1) + compressed;
+    }
+  }
+  lists.rows = f.arena.take<const float*>(lists.begin[f.n_tokens()]);
+  const float** at = lists.rows;
+  for (const Segment& s : f.segments) {
+    const float* ring = s.state->fixed(block_layout.window);
+    const PagedRows pages = s.state->paged_rows(block_layout.rows);
+    for (std::int64_t i = 0; i < s.count; ++i) {
+      const std::int64_t t = s.begin + i, position = s.start + i;
+      for (std::int64_t p = std::max<std::int64_t>(0, position - w + 1); p <= position; ++p) {
+        *at++ = p < s.start ? ring + p % w * c : kv + (s.begin + p - s.start) * c;
+      }
+      const std::int64_t compressed = lists.begin[t + 1] - lists.begin[t] - std::min(w, position + 1);
+      for (std::int64_t j = 0; j < compressed; ++j)
+        *at++ = pages.row(selected != nullptr ? selected[t * chosen + j] : j);
+    }
+  }
+  return lists;
+}
+
+// The last w of the new rows take their places in the ring.
+void store_window(const Forward& f, std::int64_t block, const float* kv) {
+  const StateLayout& layout = f.segments[0].state->layout();
+  const std::int64_t w = layout.window_rows, c = layout.head_dim;
+  for (const Segment& s : f.segments) {
+    float* ring = s.state->fixed(layout.blocks[static_cast<std::size_t>(block)].window);
+    for (std::int64_t i = std::max<std::int64_t>(0, s.count - w); i < s.count; ++i) {
+      std::copy_n(kv + (s.begin + i) * c, c, ring + (s.start + i) % w * c);
+    }
+  }
+}
+
+}  // namespace
+
+void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, const float* x, float* out) {
+  const Arena::Scope scope(f.arena);
+  const Config& config = f.config;
+  const std::int64_t n = f.n_tokens(), heads = config.num_attention_heads, c = config.head_dim;
+  const std::int64_t r = config.qk_rope_head_dim;
+  const AttentionKind kind = config.attention_kind(block);
+  const bool compressed = kind != AttentionKind::sliding;
+  const float* cos = compressed ? f.compress_cos : f.sliding_cos;
+  const float* sin = compressed ? f.compress_sin : f.sliding_sin;
+
+  float* qr = f.arena.take<float>(n * config.q_lora_rank);
+  f.linear(w.wq_a, x, n, qr);
+  f.rms_norm(qr, w.q_norm.data(), n, config.q_lora_rank, qr);
+  float* q = f.arena.take<float>(n * heads * c);
+  f.linear(w.wq_b, qr, n, q);
+  f.rms_norm(q, nullptr, n * heads, c, q);  // per head, no weight
+  f.backend.run(RopeParams{n, heads, c, r, cos, sin, false, q});
+  f.watch("attn.q", q, {n, heads, c});
+
+  // One latent row per token is key and value of every head.
+  float* kv = f.arena.take<float>(n * c);
+  f.linear(w.wkv, x, n, kv);
+  f.rms_norm(kv, w.kv_norm.data(), n, c, kv);
+  f.backend.run(RopeParams{n, 1, c, r, cos, sin, false, kv});
+  if (f.simulate_cache()) f.backend.run(QuantiseParams{QuantiseParams::Format::e4m3_64, n, c, c - r, kv});
+  f.watch("attn.kv_window", kv, {n, c});
+
+  std::int64_t* visible = nullptr;  // [T]: row b may be seen from token t iff b < (t + 1) / m
+  std::int32_t* selected = nullptr;
+  if (compressed) {
+    compress_tokens(
+        f, block,
+        {w.compressor, &BlockStateLayout::tail, &BlockStateLayout::rows, false, "attn.kv_compressed"}, x);
+    visible = f.arena.take<std::int64_t>(n);
+    for (const Segment& s : f.segments) {
+      for (std::int64_t i = 0; i < s.count; ++i)
+        visible[s.begin + i] = (s.start + i + 1) / config.compress_ratio(block);
+    }
+  }
+  if (kind == AttentionKind::csa) {
+    compress_tokens(f, block,
+                    {w.indexer.compressor, &BlockStateLayout::index_tail, &BlockStateLayout::index_rows, true,
+                     "attn.indexer.kv_compressed"},
+                    x);
+    selected = f.arena.take<std::int32_t>(n * config.index_topk);
+    select_rows(f, block, w.indexer, x, qr, {visible, static_cast<std::size_t>(n)}, selected);
+    f.watch("attn.indexer.topk", selected, {n, config.index_topk});
+  }
+
+  const RowLists lists = gather_rows(f, block, kv, visible, selected);
+  float* o = f.arena.take<float>(n * heads * c);
+  f.backend.run(SparseAttentionParams{
+      n, heads, c, q, lists.rows, {lists.begin, static_cast<std::size_t>(n + 1)}, w.attn_sink.data(), o});
+  f.watch("attn.sparse_attn_out", o, {n, heads, c});
+  store_window(f, block, kv);
+
+  // Values carry rope too (keys and values are one), so the output is rotated back. Then the heads of each
+  // group are projected together (wo_a, whose input is never quantised), and all groups to d.
+  f.backend.run(RopeParams{n, heads, c, r, cos, sin, true, o});
+  float* z = f.arena.take<float>(n * w.wo_a.out);
+  f.backend.run(LinearParams{n, o, &w.wo_a, config.o_groups, false, z});
+  f.linear(w.wo_b, z, n, out);
+  f.watch("attn.output", out, {n, config.hidden_size});
+}
+
+}  // namespace hadal

@@ -1,0 +1,58 @@
+#include "model/block.h"
+
+#include "model/attention.h"
+#include "model/moe.h"
+
+namespace hadal {
+namespace {
+
+// streams = hc_post(sublayer(rmsnorm(hc_pre(streams))), streams)
+template <class Sublayer>
+void hyper_connected(const Forward& f, const HyperConnectionWeights& w, const Vector& norm, const char* mixer,
+                     const char* input, float* streams, Sublayer&& sublayer) {
+  const Arena::Scope scope(f.arena);
+  const std::int64_t t = f.n_tokens(), n = f.config.hc_mult, d = f.config.hidden_size;
+  float* mix = f.arena.take<float>(t * (2 + n) * n);
+  float* pre = f.arena.take<float>(t * n);
+  float* post = f.arena.take<float>(t * n);
+  float* comb = f.arena.take<float>(t * n * n);
+  float* x = f.arena.take<float>(t * d);
+  float* y = f.arena.take<float>(t * d);
+  f.linear(w.fn, streams, t, mix);
+  f.backend.run(HcPreParams{t, n, d, streams, mix, w.scale.data(), w.base.data(), f.config.hc_sinkhorn_iters,
+                            static_cast<float>(f.config.rms_norm_eps), static_cast<float>(f.config.hc_eps),
+                            pre, post, comb, x});
+  if (f.tap != nullptr) {
+    const std::string prefix = f.tap_prefix + mixer;
+    f.tap->floats(prefix + ".pre", pre, {t, n});
+    f.tap->floats(prefix + ".post", post, {t, n});
+    f.tap->floats(prefix + ".comb", comb, {t, n, n});
+  }
+  f.rms_norm(x, norm.data(), t, d, x);
+  f.watch(input, x, {t, d});
+  sublayer(x, y);
+  f.backend.run(HcPostParams{t, n, d, y, post, comb, streams});
+}
+
+}  // namespace
+
+void run_block(const Forward& f, std::int64_t block, const BlockWeights& w, float* streams) {
+  hyper_connected(f, w.hc_attn, w.attn_norm, "hc_attn", "attn.input", streams,
+                  [&](const float* x, float* y) { attention(f, block, w.attn, x, y); });
+  hyper_connected(f, w.hc_ffn, w.ffn_norm, "hc_ffn", "ffn.input", streams,
+                  [&](const float* x, float* y) { moe(f, w.ffn, x, y); });
+  f.watch("streams_out", streams, {f.n_tokens(), f.config.hc_mult, f.config.hidden_size});
+}
+
+void read_head(const Forward& f, const HcHeadWeights& w, const float* streams, std::int64_t n_tokens,
+               float* h) {
+  const Arena::Scope scope(f.arena);
+  const std::int64_t n = f.config.hc_mult, d = f.config.hidden_size;
+  float* mix = f.arena.take<float>(n_tokens * n);
+  f.linear(w.fn, streams, n_tokens, mix);
+  f.backend.run(HcHeadParams{n_tokens, n, d, streams, mix, w.scale.data(), w.base.data(),
+                             static_cast<float>(f.config.rms_norm_eps), static_cast<float>(f.config.hc_eps),
+                             h});
+}
+
+}  // namespace hadal

@@ -1,0 +1,63 @@
+#include "model/indexer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace hadal {
+
+void select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, const float* x,
+                 const float* qr, std::span<const std::int64_t> visible, std::int32_t* selected) {
+  const Arena::Scope scope(f.arena);
+  const std::int64_t heads = f.config.index_n_heads, dim = f.config.index_head_dim, n = f.n_tokens();
+  const std::int64_t top_k = f.config.index_topk;
+  const std::int64_t most = *std::max_element(visible.begin(), visible.end());
+  const auto all_visible = [&](std::int64_t t) {
+    std::int32_t* out = selected + t * top_k;
+    for (std::int64_t i = 0; i < top_k; ++i) {
+      out[i] = i < visible[static_cast<std::size_t>(t)] ? static_cast<std::int32_t>(i) : -1;
+    }
+  };
+  if (most <= top_k && f.tap == nullptr) {  // nothing to choose from
+    for (std::int64_t t = 0; t < n; ++t) all_visible(t);
+    return;
+  }
+
+  float* q = f.arena.take<float>(n * heads * dim);
+  f.linear(w.wq_b, qr, n, q);
+  f.backend.run(
+      RopeParams{n, heads, dim, f.config.qk_rope_head_dim, f.compress_cos, f.compress_sin, false, q});
+  f.backend.run(HadamardParams{n * heads, dim, q});
+  if (f.simulate_cache())
+    f.backend.run(QuantiseParams{QuantiseParams::Format::e2m1_32, n * heads, dim, dim, q});
+  f.watch("attn.indexer.q", q, {n, heads, dim});
+
+  float* weights = f.arena.take<float>(n * heads);
+  f.linear(w.weights_proj, x, n, weights);
+  const auto scale =
+      static_cast<float>(1 / (std::sqrt(static_cast<double>(dim)) * std::sqrt(static_cast<double>(heads))));
+  for (std::int64_t i = 0; i < n * heads; ++i) weights[i] *= scale;
+  f.watch("attn.indexer.weights", weights, {n, heads});
+
+  // Scores of a few tokens at a time: at a million tokens of context one token has 250,000 of them.
+  constexpr std::int64_t kScores = std::int64_t{16} << 20;
+  const RowsLayout& rows = f.segments[0].state->layout().blocks[static_cast<std::size_t>(block)].index_rows;
+  for (const Segment& s : f.segments) {
+    const std::int64_t stride =
+        std::max<std::int64_t>(1, visible[static_cast<std::size_t>(s.begin + s.count - 1)]);
+    const std::int64_t at_once = std::clamp<std::int64_t>(kScores / stride, 1, s.count);
+    const Arena::Scope segment_scope(f.arena);
+    float* scores = f.arena.take<float>(at_once * stride);
+    for (std::int64_t t = s.begin; t < s.begin + s.count; t += at_once) {
+      const std::int64_t count = std::min(at_once, s.begin + s.count - t);
+      const auto part = visible.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(count));
+      if (f.tap != nullptr) std::fill_n(scores, count * stride, -std::numeric_limits<float>::infinity());
+      f.backend.run(IndexScoresParams{count, heads, dim, q + t * heads * dim, weights + t * heads,
+                                      s.state->paged_rows(rows), part, stride, scores});
+      f.watch("attn.indexer.scores", scores, {count, stride});
+      f.backend.run(TopKParams{count, top_k, stride, scores, part, selected + t * top_k});
+    }
+  }
+}
+
+}  // namespace hadal

@@ -1,0 +1,14 @@
+// The lightning indexer: which compressed rows each token of a CSA layer attends to (report eqs. 13-17).
+#pragma once
+
+#include "model/forward.h"
+#include "model/parameters.h"
+
+namespace hadal {
+
+// x: [T, d] normed input; qr: [T, q_lora] the normed low-rank query. visible[t] rows exist for token t.
+// Writes selected: [T, index_topk], ascending row numbers, -1 behind the last.
+void select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, const float* x,
+                 const float* qr, std::span<const std::int64_t> visible, std::int32_t* selected);
+
+}  // namespace hadal

@@ -1,0 +1,45 @@
+// A loaded model: config, weights bound to a checkpoint, and what follows from the shapes. Immutable, and
+// shared by every forward that runs on it.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include <hadal/error.h>
+
+#include "base/log.h"
+#include "formats/checkpoint.h"
+#include "model/config.h"
+#include "model/parameters.h"
+#include "model/rope.h"
+#include "model/sequence_state.h"
+
+namespace hadal {
+
+class Model {
+ public:
+  // A directory in Hugging Face layout. `notice` hears what was left out (a drafter) and why.
+  static Result<Model> load(const std::filesystem::path& directory, const Notice& notice = {});
+  // From a config and an open checkpoint, which the model keeps.
+  static Result<Model> bind(Config config, Checkpoint checkpoint, const Notice& notice = {});
+
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+  ~Model();
+
+  const Config& config() const;
+  const Weights& weights() const;
+  const Checkpoint& checkpoint() const;
+  const StateLayout& state_layout() const;
+  const RotaryFrequencies& sliding_frequencies() const;
+  const RotaryFrequencies& compress_frequencies() const;
+  // Whether any linear is stored in FP8 or FP4, so that `official` differs from `qsim`.
+  bool quantised() const;
+
+ private:
+  struct Impl;
+  explicit Model(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace hadal

@@ -1,0 +1,133 @@
+// What a sequence carries between forwards (architecture.md section 9): per block the last window rows, the
+// tokens of the not yet complete block of each compressor, and the compressed rows so far.
+//
+// Compressed rows lie in pages of 128 tokens (a multiple of every compression ratio), one page holding the
+// rows of all blocks, shared between sequences by reference and copied when one of them writes. The rest
+// has a fixed size whatever the length. At a page boundary no compressor has an incomplete block, so a copy
+// of the fixed part there, with the pages before it by reference, is all that a rewind needs.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include <hadal/error.h>
+
+#include "base/buffer.h"
+#include "model/config.h"
+#include "ops/ops.h"
+
+namespace hadal {
+
+inline constexpr std::int64_t kPageTokens = 128;
+
+// The tokens of a compressor's unfinished block and, with overlap, of the block before it: at a length of t
+// tokens there are rows(t) of them, oldest first. Offsets are floats into the fixed part.
+struct TailLayout {
+  std::int64_t ratio = 0;
+  bool overlap = false;
+  std::int64_t wide = 0;    // channels of a token: o * c'
+  std::int64_t values = 0;  // [capacity, wide]
+  std::int64_t gates = 0;   // [capacity, wide], position bias added
+
+  std::int64_t capacity() const { return overlap ? 2 * ratio - 1 : ratio - 1; }
+  std::int64_t rows(std::int64_t length) const {
+    return length % ratio + (overlap && length >= ratio ? ratio : 0);
+  }
+};
+
+// Rows of one kind (attention or index) of one block within a page.
+struct RowsLayout {
+  std::int64_t offset = 0;  // floats into the page
+  std::int64_t per_page = 0;
+  std::int64_t dim = 0;
+};
+
+struct BlockStateLayout {
+  AttentionKind kind = AttentionKind::sliding;
+  std::int64_t window = 0;  // [w, c], a ring: position p at p % w
+  TailLayout tail, index_tail;
+  RowsLayout rows, index_rows;
+};
+
+struct StateLayout {
+  explicit StateLayout(const Config& config);
+
+  std::vector<BlockStateLayout> blocks;
+  std::int64_t window_rows = 0;   // w
+  std::int64_t head_dim = 0;      // c
+  std::int64_t fixed_floats = 0;  // of a sequence, whatever its length
+  std::int64_t page_floats = 0;   // of kPageTokens tokens
+  std::uint64_t fingerprint = 0;  // of everything above and the config's shapes; guards saved states
+
+  std::int64_t bytes(std::int64_t tokens) const {
+    return 4 * (fixed_floats + (tokens + kPageTokens - 1) / kPageTokens * page_floats);
+  }
+};
+
+class SequenceState {
+ public:
+  // `layout` must outlive the state.
+  explicit SequenceState(const StateLayout& layout);
+  SequenceState(SequenceState&&) = default;
+  SequenceState& operator=(SequenceState&&) = default;
+
+  // An independent continuation from here: pages by reference, the fixed part copied.
+  SequenceState fork() const;
+
+  std::int64_t length() const { return length_; }          // tokens of the main model
+  std::int64_t mtp_length() const { return mtp_length_; }  // positions of the MTP block
+
+  // Remembers this point, which must be a page boundary, so that truncate can come back to it. Costs
+  // 4 * fixed_floats bytes; kept until a truncate to before it.
+  void keep_checkpoint();
+  // Back to `length`: 0, the present length, or a kept checkpoint. Errors: invalid_argument, naming the
+  // nearest one.
+  Status truncate(std::int64_t length);
+  std::vector<std::int64_t> checkpoints() const;
+
+  // The whole state as a file, and back; what continues is bitwise the same. Checkpoints are not saved.
+  // Errors of load: io, corrupt (truncated, checksum), invalid_argument (another model or numerics).
+  Status save(const std::filesystem::path& path, std::uint64_t numerics_tag) const;
+  static Result<SequenceState> load(const StateLayout& layout, const std::filesystem::path& path,
+                                    std::uint64_t numerics_tag);
+
+  // As if `length` tokens had been read, with random rows: for timing at depths that nobody wants to prefill.
+  void fill_synthetic(std::int64_t length, std::uint64_t seed);
+
+  std::int64_t resident_bytes() const;  // pages shared with others counted in full
+
+  // For the forward. ---------------------------------------------------------------------------------
+  const StateLayout& layout() const { return *layout_; }
+  float* fixed(std::int64_t offset) { return fixed_.data() + offset; }
+  // Makes the pages of positions [length, length + count) exist and belong to this sequence alone.
+  void prepare_append(std::int64_t count);
+  // Row `i` of a block, in a page that prepare_append covered.
+  float* writable_row(const RowsLayout& rows, std::int64_t i) {
+    return page_data_[static_cast<std::size_t>(i / rows.per_page)] + rows.offset +
+           i % rows.per_page * rows.dim;
+  }
+  PagedRows paged_rows(const RowsLayout& rows) const {
+    return {page_data_.data(), rows.offset, rows.per_page, rows.dim};
+  }
+  void advance(std::int64_t count) { length_ += count; }
+  void advance_mtp(std::int64_t count) { mtp_length_ += count; }
+
+ private:
+  struct Checkpoint {
+    Buffer<float> fixed;
+    std::int64_t mtp_length = 0;
+  };
+
+  const StateLayout* layout_;
+  std::int64_t length_ = 0;
+  std::int64_t mtp_length_ = 0;
+  Buffer<float> fixed_;
+  std::vector<std::shared_ptr<Buffer<float>>> pages_;
+  std::vector<float*> page_data_;  // pages_[i]->data()
+  std::map<std::int64_t, std::shared_ptr<const Checkpoint>> checkpoints_;
+};
+
+}  // namespace hadal

@@ -1,0 +1,156 @@
+#include "model/transformer.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "base/check.h"
+#include "model/block.h"
+#include "model/mtp.h"
+
+namespace hadal {
+namespace {
+
+void grow(Buffer<float>& buffer, std::int64_t size) {
+  if (static_cast<std::int64_t>(buffer.size()) < size)
+    buffer = Buffer<float>::uninitialised(static_cast<std::size_t>(size));
+}
+
+}  // namespace
+
+Transformer::Transformer(const Model& model, Backend& backend, Numerics numerics)
+    : model_(model), backend_(backend), numerics_(numerics) {}
+
+template <class Body>
+void Transformer::with_forward(std::span<const Segment> segments, std::span<const std::int32_t> tokens,
+                               Body&& body) {
+  const Arena::Scope scope(arena_);
+  const auto n = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t half = model_.config().qk_rope_head_dim / 2;
+  auto* positions = arena_.take<std::int64_t>(n);
+  for (const Segment& s : segments) {
+    for (std::int64_t i = 0; i < s.count; ++i) positions[s.begin + i] = s.start + i;
+  }
+  float* angles = arena_.take<float>(4 * n * half);
+  const std::span<const std::int64_t> all(positions, static_cast<std::size_t>(n));
+  model_.sliding_frequencies().angles(all, angles, angles + n * half);
+  model_.compress_frequencies().angles(all, angles + 2 * n * half, angles + 3 * n * half);
+  Forward f{model_.config(),
+            backend_,
+            numerics_,
+            arena_,
+            segments,
+            tokens,
+            model_.sliding_frequencies(),
+            model_.compress_frequencies(),
+            angles,
+            angles + n * half,
+            angles + 2 * n * half,
+            angles + 3 * n * half,
+            tap_,
+            ""};
+  body(f);
+}
+
+Status Transformer::check_tokens(std::span<const std::int32_t> tokens) const {
+  const std::int64_t vocab = model_.config().vocab_size;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= vocab) {
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("token {} has id {}, but the model's vocabulary has ids 0 to {}", i, tokens[i],
+                              vocab - 1));
+    }
+  }
+  return {};
+}
+
+Result<std::span<const float>> Transformer::forward(std::span<const BatchItem> batch) {
+  const Config& config = model_.config();
+  tokens_.clear();
+  segments_.clear();
+  std::int64_t rows = 0;
+  for (const BatchItem& item : batch) {
+    const auto count = static_cast<std::int64_t>(item.tokens.size());
+    HADAL_CHECK(item.state != nullptr && count > 0);
+    HADAL_RETURN_IF_ERROR(check_tokens(item.tokens));
+    if (item.state->length() + count > config.max_position_embeddings) {
+      return fail(ErrorCode::resource_exhausted,
+                  fmt::format("{} tokens do not fit in the model's context of {}; shorten the prompt",
+                              item.state->length() + count, config.max_position_embeddings));
+    }
+    segments_.push_back({item.state, item.state->length(), static_cast<std::int64_t>(tokens_.size()), count});
+    tokens_.insert(tokens_.end(), item.tokens.begin(), item.tokens.end());
+    rows += item.logits == BatchItem::Logits::all ? count : item.logits == BatchItem::Logits::last ? 1 : 0;
+  }
+  const auto n = static_cast<std::int64_t>(tokens_.size());
+  const std::int64_t width = config.hc_mult * config.hidden_size, d = config.hidden_size;
+  streams_size_ = n * width;
+  grow(streams_, streams_size_);
+  grow(logits_, rows * config.vocab_size);
+  for (const Segment& s : segments_) s.state->prepare_append(s.count);
+
+  with_forward(segments_, tokens_, [&](Forward& f) {
+    const Weights& w = model_.weights();
+    backend_.run(EmbedParams{tokens_, &w.embed, config.hc_mult, streams_.data()});
+    for (std::int64_t block = 0; block < config.num_hidden_layers; ++block) {
+      if (tap_ != nullptr) f.tap_prefix = fmt::format("layers.{}.", block);
+      run_block(f, block, w.layers[static_cast<std::size_t>(block)], streams_.data());
+    }
+    if (rows == 0) return;
+
+    // The head reads only the rows that somebody asked for.
+    float* wanted = arena_.take<float>(rows * width);
+    float* at = wanted;
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      const Segment& s = segments_[i];
+      const std::int64_t skip = batch[i].logits == BatchItem::Logits::all    ? 0
+                                : batch[i].logits == BatchItem::Logits::last ? s.count - 1
+                                                                             : s.count;
+      at = std::copy_n(streams_.data() + (s.begin + skip) * width, (s.count - skip) * width, at);
+    }
+    float* h = arena_.take<float>(rows * d);
+    f.tap_prefix = "final.";
+    read_head(f, w.hc_head, wanted, rows, h);
+    f.watch("hc_head", h, {rows, d});
+    f.rms_norm(h, w.norm.data(), rows, d, h);
+    f.watch("norm", h, {rows, d});
+    f.linear(w.head, h, rows, logits_.data());
+  });
+  for (const Segment& s : segments_) s.state->advance(s.count);
+  return std::span<const float>(logits_.data(), static_cast<std::size_t>(rows * config.vocab_size));
+}
+
+Result<std::span<const float>> Transformer::forward_mtp(SequenceState& state, std::span<const float> streams,
+                                                        std::span<const std::int32_t> next_tokens,
+                                                        std::int64_t index) {
+  const Config& config = model_.config();
+  if (index < 0 || index >= static_cast<std::int64_t>(model_.weights().mtp.size())) {
+    return fail(ErrorCode::unsupported,
+                fmt::format("MTP block {}: this model has {}", index, model_.weights().mtp.size()));
+  }
+  HADAL_RETURN_IF_ERROR(check_tokens(next_tokens));
+  const auto n = static_cast<std::int64_t>(next_tokens.size());
+  HADAL_CHECK(static_cast<std::int64_t>(streams.size()) == n * config.hc_mult * config.hidden_size);
+  HADAL_CHECK(state.mtp_length() + n <= state.length());
+  grow(logits_, n * config.vocab_size);
+  const Segment segment{&state, state.mtp_length(), 0, n};
+  with_forward({&segment, 1}, next_tokens, [&](Forward& f) {
+    if (tap_ != nullptr) f.tap_prefix = fmt::format("mtp.{}.", index);
+    mtp(f, index, model_.weights(), streams.data(), logits_.data());
+  });
+  state.advance_mtp(n);
+  return std::span<const float>(logits_.data(), static_cast<std::size_t>(n * config.vocab_size));
+}
+
+void Transformer::forward_block(SequenceState& state, std::span<const std::int32_t> tokens,
+                                std::int64_t block, std::span<float> streams) {
+  const auto n = static_cast<std::int64_t>(tokens.size());
+  const Segment segment{&state, state.length(), 0, n};
+  state.prepare_append(n);
+  with_forward({&segment, 1}, tokens, [&](Forward& f) {
+    f.tap_prefix = fmt::format("layers.{}.", block);
+    run_block(f, block, model_.weights().layers[static_cast<std::size_t>(block)], streams.data());
+  });
+}
+
+}  // namespace hadal

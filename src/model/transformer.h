@@ -1,0 +1,78 @@
+// The forward of the whole model over a ragged batch: prefill chunks and decode steps of any number of
+// sequences in one call. The result of a token depends on nothing but the tokens before it in its own
+// sequence, bit for bit: not on the chunking, the company or the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <hadal/error.h>
+
+#include "base/arena.h"
+#include "model/forward.h"
+#include "model/model.h"
+
+namespace hadal {
+
+struct BatchItem {
+  enum class Logits : std::uint8_t { none, last, all };
+
+  SequenceState* state = nullptr;        // appended to; each state at most once in a batch
+  std::span<const std::int32_t> tokens;  // at least one
+  Logits logits = Logits::last;          // of which of them
+};
+
+class Transformer {
+ public:
+  // All must outlive the transformer. Not thread-safe: one forward at a time.
+  Transformer(const Model& model, Backend& backend, Numerics numerics);
+
+  // The logits asked for, [rows, vocab], in the order of the batch; valid until the next call. Errors,
+  // before anything is changed: invalid_argument for a token id out of range, resource_exhausted for a
+  // sequence longer than max_position_embeddings.
+  Result<std::span<const float>> forward(std::span<const BatchItem> batch);
+
+  // The residual streams behind the last block of the latest forward, [T, n, d]; for forward_mtp.
+  std::span<const float> streams() const {
+    return {streams_.data(), static_cast<std::size_t>(streams_size_)};
+  }
+
+  // Runs MTP block `index` over positions state.mtp_length() .. + T-1: `streams` are those positions' streams
+  // [T, n, d], `next_tokens` the tokens that follow each of them. Returns logits of the tokens after those,
+  // [T, vocab]; valid until the next call.
+  Result<std::span<const float>> forward_mtp(SequenceState& state, std::span<const float> streams,
+                                             std::span<const std::int32_t> next_tokens,
+                                             std::int64_t index = 0);
+
+  // One block on given streams [T, n, d], in place, for tests that go layer by layer; does not advance the
+  // state's length.
+  void forward_block(SequenceState& state, std::span<const std::int32_t> tokens, std::int64_t block,
+                     std::span<float> streams);
+
+  void set_tap(Tap* tap) { tap_ = tap; }
+  const Model& model() const { return model_; }
+  Backend& backend() { return backend_; }
+  Numerics numerics() const { return numerics_; }
+  std::size_t scratch_bytes() const {
+    return arena_.reserved_bytes() + 4 * (streams_.size() + logits_.size());
+  }
+
+ private:
+  // Calls body(Forward&) with the angles of the segments' positions.
+  template <class Body>
+  void with_forward(std::span<const Segment> segments, std::span<const std::int32_t> tokens, Body&& body);
+  Status check_tokens(std::span<const std::int32_t> tokens) const;
+
+  const Model& model_;
+  Backend& backend_;
+  Numerics numerics_;
+  Arena arena_;
+  Buffer<float> streams_, logits_;
+  std::int64_t streams_size_ = 0;
+  std::vector<std::int32_t> tokens_;
+  std::vector<Segment> segments_;
+  Tap* tap_ = nullptr;
+};
+
+}  // namespace hadal

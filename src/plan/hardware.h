@@ -1,0 +1,29 @@
+// What this machine can do, measured: the denominators of every fraction that `hadal bench` prints.
+#pragma once
+
+#include <string>
+
+#include "base/buffer.h"
+#include "base/thread_pool.h"
+
+namespace hadal {
+
+// Reads a buffer much larger than the caches, all threads at once, each its own half in one linear stream.
+class ReadBandwidth {
+ public:
+  // `bytes` of memory, touched now so that the first measurement does not pay for it.
+  ReadBandwidth(std::size_t bytes, ThreadPool& pool);
+  double measure();  // GB/s of one pass
+
+ private:
+  ThreadPool& pool_;
+  Buffer<float> memory_;
+};
+
+struct ArithmeticPeaks {
+  double f32_gflops = 0;   // fused multiply-adds in registers, 2 operations each
+  double bf16_gflops = 0;  // BF16 dot products into float32; 0 where there is no such instruction
+};
+ArithmeticPeaks measure_arithmetic(ThreadPool& pool);
+
+}  // namespace hadal
