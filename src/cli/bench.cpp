@@ -1,0 +1,250 @@
+// hadal bench: decode and prefill speed at chosen depths, as fractions of what this machine measured beside.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "base/rng.h"
+#include "cli/command.h"
+#include "cli/engine_options.h"
+#include "model/init.h"
+#include "model/transformer.h"
+#include "plan/cost.h"
+#include "plan/hardware.h"
+
+namespace hadal::cli {
+namespace {
+
+struct Arguments {
+  EngineOptions engine;
+  std::string preset;
+  std::int64_t layers = 0, experts = 0, prefill = 512, chunk = 512, tokens = 16, batch = 1;
+  std::vector<std::int64_t> contexts = {0};
+  bool json = false;
+};
+
+struct Row {
+  std::string phase;
+  std::int64_t context = 0, batch = 1;
+  double tokens_per_s = 0, read_gbps = 0;
+  TokenCost cost;
+};
+
+class Bench {
+ public:
+  Bench(const Arguments& arguments, const Model& model, Transformer& transformer, ThreadPool& pool)
+      : arguments_(arguments),
+        model_(model),
+        transformer_(transformer),
+        bandwidth_(std::size_t{1} << 30, pool) {
+    bandwidth_.measure();
+  }
+
+  Result<Row> decode(std::int64_t context) {
+    std::vector<SequenceState> states = make_states(context);
+    std::vector<double> seconds, reads;
+    for (std::int64_t i = 0; i < arguments_.tokens + 1; ++i) {
+      const auto tokens = random_tokens(arguments_.batch);
+      std::vector<BatchItem> batch;
+      for (std::size_t s = 0; s < states.size(); ++s)
+        batch.push_back({&states[s], std::span(tokens).subspan(s, 1), BatchItem::Logits::last});
+      const auto start = std::chrono::steady_clock::now();
+      const auto logits = transformer_.forward(batch);
+      if (!logits) return tl::unexpected(logits.error());
+      if (i > 0) seconds.push_back(since(start));  // the first touches what no later one must
+      if (i % 4 == 0) reads.push_back(bandwidth_.measure());
+    }
+    return row("decode", context, arguments_.batch, arguments_.batch, seconds, reads);
+  }
+
+  Result<Row> prefill(std::int64_t context) {
+    std::vector<double> seconds, reads;
+    for (int attempt = 0; attempt < 3; ++attempt) {
+      std::vector<SequenceState> states = make_states(context, 1);
+      const auto tokens = random_tokens(arguments_.prefill);
+      const auto start = std::chrono::steady_clock::now();
+      for (std::int64_t at = 0; at < arguments_.prefill; at += arguments_.chunk) {
+        const std::int64_t count = std::min(arguments_.chunk, arguments_.prefill - at);
+        const BatchItem item{
+            &states[0],
+            std::span(tokens).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)),
+            BatchItem::Logits::last};
+        const auto logits = transformer_.forward({&item, 1});
+        if (!logits) return tl::unexpected(logits.error());
+      }
+      seconds.push_back(since(start));
+      reads.push_back(bandwidth_.measure());
+    }
+    return row("prefill", context, 1, arguments_.prefill, seconds, reads);
+  }
+
+ private:
+  static double since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  static double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
+                     values.end());
+    return values[values.size() / 2];
+  }
+  std::vector<SequenceState> make_states(std::int64_t context, std::int64_t count = 0) const {
+    // At the very end of the context there must be room for what is timed.
+    const std::int64_t room =
+        model_.config().max_position_embeddings - std::max(arguments_.tokens + 1, arguments_.prefill);
+    context = std::clamp<std::int64_t>(context, 0, std::max<std::int64_t>(room, 0));
+    std::vector<SequenceState> states;
+    for (std::int64_t i = 0; i < (count > 0 ? count : arguments_.batch); ++i) {
+      states.emplace_back(model_.state_layout());
+      if (context > 0) states.back().fill_synthetic(context, static_cast<std::uint64_t>(i) + 1);
+    }
+    return states;
+  }
+  std::vector<std::int32_t> random_tokens(std::int64_t count) {
+    std::vector<std::int32_t> tokens;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const double u = random_.uniform(drawn_++);
+      tokens.push_back(static_cast<std::int32_t>(u * static_cast<double>(model_.config().vocab_size)));
+    }
+    return tokens;
+  }
+  Row row(const char* phase, std::int64_t context, std::int64_t batch, std::int64_t tokens,
+          const std::vector<double>& seconds, const std::vector<double>& reads) const {
+    Row out{phase, context, batch, static_cast<double>(tokens) / median(seconds), median(reads), {}};
+    const bool decoding = out.phase == "decode";
+    out.cost =
+        token_cost(model_.config(), model_.state_layout(), context,
+                   decoding ? batch : std::min(arguments_.chunk, arguments_.prefill), decoding ? batch : 1);
+    return out;
+  }
+
+  const Arguments& arguments_;
+  const Model& model_;
+  Transformer& transformer_;
+  ReadBandwidth bandwidth_;
+  Philox random_{1, 0};
+  std::uint64_t drawn_ = 0;
+};
+
+Result<Model> open_model(const Arguments& arguments, ThreadPool& pool) {
+  if (!arguments.engine.model.empty()) return Model::load(arguments.engine.model, arguments.engine.notice);
+  HADAL_ASSIGN_OR_RETURN(Config config, preset_config(arguments.preset));
+  HADAL_ASSIGN_OR_RETURN(config, cut_config(std::move(config), arguments.layers, arguments.experts));
+  // Speed needs no drafter, and memory is short.
+  config.compress_ratios.resize(static_cast<std::size_t>(config.num_hidden_layers));
+  config.num_nextn_predict_layers = 0;
+  notice("drawing random weights");
+  HADAL_ASSIGN_OR_RETURN(Buffer<std::byte> image,
+                         init_checkpoint_bytes(config, 1, StorageFormat::published, pool));
+  HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::from_bytes(std::move(image), "random weights"));
+  return Model::bind(std::move(config), std::move(checkpoint), arguments.engine.notice);
+}
+
+Status bench(const Arguments& arguments) {
+  if (arguments.engine.model.empty() == arguments.preset.empty()) {
+    return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash or pro");
+  }
+  ThreadPool pool(arguments.engine.threads);
+  HADAL_ASSIGN_OR_RETURN(const auto backend,
+                         make_backend(arguments.engine.backend, arguments.engine.isa, pool));
+  HADAL_ASSIGN_OR_RETURN(const Model model, open_model(arguments, pool));
+  Numerics numerics = model.quantised() ? Numerics::official : Numerics::exact;
+  if (!arguments.engine.numerics.empty()) {
+    HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(arguments.engine.numerics));
+  }
+  Transformer transformer(model, *backend, numerics);
+  Bench runner(arguments, model, transformer, pool);
+  const ArithmeticPeaks peaks = measure_arithmetic(pool);
+  const double peak = std::max(peaks.f32_gflops, peaks.bf16_gflops);
+
+  nlohmann::ordered_json out;
+  out["isa"] = backend->name();
+  out["threads"] = pool.size();
+  out["numerics"] = to_string(numerics);
+  out["peak_gflops"] = peak;
+  out["f32_peak_gflops"] = peaks.f32_gflops;
+  out["bf16_peak_gflops"] = peaks.bf16_gflops;
+  out["rows"] = nlohmann::ordered_json::array();
+  double reads = 0;
+  if (!arguments.json) {
+    std::printf("%s on %d threads, %s numerics; peaks: %.0f GFLOP/s in float32, %.0f in BF16\n",
+                std::string(backend->name()).c_str(), pool.size(), std::string(to_string(numerics)).c_str(),
+                peaks.f32_gflops, peaks.bf16_gflops);
+    std::printf("%-8s %9s %6s %10s %12s %10s %12s %10s\n", "phase", "context", "batch", "tokens/s",
+                "MB/token", "of read", "GFLOP/token", "of peak");
+  }
+  for (const std::int64_t context : arguments.contexts) {
+    for (const bool decoding : {true, false}) {
+      if (decoding ? arguments.tokens == 0 : arguments.prefill == 0) continue;
+      HADAL_ASSIGN_OR_RETURN(const Row r, decoding ? runner.decode(context) : runner.prefill(context));
+      const double bandwidth_fraction = r.cost.bytes() * r.tokens_per_s / 1e9 / r.read_gbps;
+      const double peak_fraction = r.cost.flops() * r.tokens_per_s / 1e9 / peak;
+      reads = std::max(reads, r.read_gbps);
+      out["rows"].push_back({{"phase", r.phase},
+                             {"context", r.context},
+                             {"batch", r.batch},
+                             {"tokens_per_s", r.tokens_per_s},
+                             {"bytes_per_token", r.cost.bytes()},
+                             {"bandwidth_fraction", bandwidth_fraction},
+                             {"flops_per_token", r.cost.flops()},
+                             {"peak_fraction", peak_fraction},
+                             {"read_gbps", r.read_gbps}});
+      if (!arguments.json) {
+        std::printf("%-8s %9lld %6lld %10.2f %12.1f %9.1f%% %12.2f %9.1f%%\n", r.phase.c_str(),
+                    static_cast<long long>(r.context), static_cast<long long>(r.batch), r.tokens_per_s,
+                    r.cost.bytes() / 1e6, 100 * bandwidth_fraction, r.cost.flops() / 1e9,
+                    100 * peak_fraction);
+        std::fflush(stdout);
+      }
+    }
+  }
+  out["read_gbps"] = reads;
+  if (arguments.json) {
+    std::printf("%s\n", out.dump(2).c_str());
+  } else {
+    std::printf("read bandwidth measured between the steps: up to %.1f GB/s\n", reads);
+  }
+  return {};
+}
+
+}  // namespace
+
+void register_bench(CLI::App& app, Outcome& outcome) {
+  auto* command =
+      app.add_subcommand("bench", "Decode and prefill speed, as fractions of this machine's measured limits");
+  auto arguments = std::make_shared<Arguments>();
+  add_engine_options(*command, arguments->engine);
+  command->add_option("--preset", arguments->preset,
+                      "flash or pro with random weights in memory, instead of -m");
+  command->add_option("--layers", arguments->layers, "With --preset: only the first so many layers")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--experts", arguments->experts, "With --preset: only so many routed experts")
+      ->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--context", arguments->contexts,
+                   "Depths, in tokens; the state is filled with random rows")
+      ->delimiter(',')
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 30))
+      ->capture_default_str();
+  command->add_option("--prefill", arguments->prefill, "Prompt tokens to time at each depth; 0: none")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--chunk", arguments->chunk, "Prompt tokens per forward")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--decode", arguments->tokens, "Decode steps to time at each depth; 0: none")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--batch", arguments->batch, "Sequences that decode together")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_flag("--json", arguments->json, "JSON on stdout");
+  command->footer("Example: hadal bench --preset flash --layers 4 --experts 32 --context 0,4096,131072");
+  command->callback([arguments, &outcome] {
+    if (const Status done = bench(*arguments); !done) outcome.exit_code = report(done.error());
+  });
+}
+
+}  // namespace hadal::cli

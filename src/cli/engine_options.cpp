@@ -1,0 +1,64 @@
+#include "cli/engine_options.h"
+
+#include <sys/resource.h>
+
+#include <csignal>
+#include <cstdio>
+
+#include "model/forward.h"
+
+namespace hadal::cli {
+namespace {
+
+volatile std::sig_atomic_t g_interrupts = 0;  // a signal handler has nowhere else to write
+
+void on_interrupt(int /*signal*/) {
+  g_interrupts = g_interrupts + 1;
+  if (g_interrupts > 1) std::_Exit(130);
+}
+
+}  // namespace
+
+void add_engine_options(CLI::App& command, EngineOptions& options) {
+  command
+      .add_option("-m,--model", options.model,
+                  "Model directory (config.json, *.safetensors, tokenizer.json); "
+                  "without it the embedded default model")
+      ->type_name("DIR");
+  command.add_option("--threads", options.threads, "Threads; 0 for all")
+      ->envname("HADAL_THREADS")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command
+      .add_option("--numerics", options.numerics,
+                  "exact, qsim or official; by default official if any weight is quantised, else exact")
+      ->check(CLI::IsMember({"exact", "qsim", "official"}));
+  command.add_option("--backend", options.backend, "cpu, or ref: the plain reference, slow")
+      ->check(CLI::IsMember({"cpu", "ref"}))
+      ->capture_default_str();
+  command.add_option("--isa", options.isa, "Force an instruction set: avx512bf16, avx512, avx2 or scalar")
+      ->envname("HADAL_ISA");
+  options.notice = notice;
+}
+
+void notice(std::string_view text) {
+  std::fprintf(stderr, "hadal: %.*s\n", static_cast<int>(text.size()), text.data());
+}
+
+std::int64_t peak_memory_bytes() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return std::int64_t{usage.ru_maxrss} * 1024;
+}
+
+void catch_interrupt() {
+  std::signal(SIGINT, on_interrupt);
+}
+bool interrupted() {
+  return g_interrupts > 0;
+}
+void clear_interrupt() {
+  g_interrupts = 0;
+}
+
+}  // namespace hadal::cli

@@ -1,0 +1,26 @@
+// The hadal binary: one subcommand per file of src/cli, as docs/cli.md lists them.
+#include "cli/command.h"
+
+int main(int argc, char** argv) {
+  CLI::App app{"hadal: DeepSeek-V4 in C++. 'hadal COMMAND --help' explains a command.", "hadal"};
+  app.require_subcommand(1);
+  app.set_version_flag("--version", HADAL_VERSION);
+  hadal::cli::Outcome outcome;
+  hadal::cli::register_run(app, outcome);
+  hadal::cli::register_chat(app, outcome);
+  hadal::cli::register_logits(app, outcome);
+  hadal::cli::register_tokenize(app, outcome);
+  hadal::cli::register_detokenize(app, outcome);
+  hadal::cli::register_render(app, outcome);
+  hadal::cli::register_parse(app, outcome);
+  hadal::cli::register_inspect(app, outcome);
+  hadal::cli::register_init(app, outcome);
+  hadal::cli::register_bench(app, outcome);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);  // prints help to stdout, errors to stderr
+    return code == 0 ? hadal::cli::kDone : hadal::cli::kBadUsage;
+  }
+  return outcome.exit_code;
+}

@@ -1,0 +1,41 @@
+// hadal bench: the fields that outside checks read, on a tiny model.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "cli/run_command.h"
+#include "golden_data.h"
+
+namespace hadal {
+namespace {
+
+TEST(BenchCommand, JsonHasTheContractsFields) {
+  const std::string model = (test::reference_directory() / "models" / "t1-m2").string();
+  const auto result =
+      run_command("bench -m " + model + " --context 0,700,1024 --prefill 32 --decode 3 --batch 2 --json");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const auto json = nlohmann::json::parse(result.out);
+  for (const char* key : {"read_gbps", "peak_gflops"}) EXPECT_GT(json.at(key).get<double>(), 0.1) << key;
+  EXPECT_GE(json.at("threads").get<int>(), 1);
+  EXPECT_THAT(json.at("isa").get<std::string>(), testing::StartsWith("cpu-"));
+  ASSERT_EQ(json.at("rows").size(), 6U);
+  for (const auto& row : json.at("rows")) {
+    for (const char* key :
+         {"tokens_per_s", "bytes_per_token", "bandwidth_fraction", "flops_per_token", "peak_fraction"}) {
+      EXPECT_GT(row.at(key).get<double>(), 0) << key;
+    }
+    EXPECT_EQ(row.at("batch"), row.at("phase") == "decode" ? 2 : 1);
+  }
+  // More context means more work.
+  EXPECT_GT(json["rows"][2]["flops_per_token"].get<double>(),
+            json["rows"][0]["flops_per_token"].get<double>());
+}
+
+TEST(BenchCommand, NeedsAModelOrAPreset) {
+  EXPECT_EQ(run_command("bench").exit_code, 1);
+  EXPECT_EQ(run_command("bench --preset nano").exit_code, 1);
+  EXPECT_EQ(run_command("bench --preset flash --layers 44").exit_code, 1);
+}
+
+}  // namespace
+}  // namespace hadal
