@@ -90,8 +90,7 @@ inline Vec load_e2m1(const std::byte* p) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels kTable{"avx512",         kPanelRows,   gemm,  nullptr,
-                                  sparse_attention, index_scores, swiglu};
+  static constexpr Kernels kTable = kernel_table("avx512");
   return kTable;
 }
 

@@ -88,8 +88,7 @@ inline Vec load_e2m1(const std::byte* p) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels kTable{"scalar",         kPanelRows,   gemm,  nullptr,
-                                  sparse_attention, index_scores, swiglu};
+  static constexpr Kernels kTable = kernel_table("scalar");
   return kTable;
 }
 
