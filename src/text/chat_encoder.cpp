@@ -388,8 +388,7 @@ Result<ChatOptions> chat_options_from_json(const JsonValue& json, const ChatOpti
     if (!effort->is_null() && !effort->is_string()) {
       return fail(ErrorCode::invalid_argument, "reasoning_effort must be a string or null");
     }
-    options.reasoning_effort.reset();
-    if (effort->is_string()) options.reasoning_effort = effort->text;
+    options.reasoning_effort = effort->is_string() ? std::optional<std::string>(effort->text) : std::nullopt;
   }
   return options;
 }
