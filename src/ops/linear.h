@@ -35,6 +35,10 @@ struct Linear {
   }
 };
 
+inline bool is_quantised(Linear::Format format) {
+  return format == Linear::Format::fp8 || format == Linear::Format::fp4;
+}
+
 // A SwiGLU feed-forward network of inner width I.
 struct Expert {
   Linear w1, w2, w3;  // [I, d], [d, I], [I, d]

@@ -5,19 +5,35 @@
 namespace hadal {
 
 CpuBackend::Input CpuBackend::input(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t dim,
-                                    bool quantised, InputStorage& storage) {
-  if (!quantised) return {x, stride, nullptr, rows};
-  if (kernels_.pack != nullptr) {
-    std::uint16_t* packed = grow(storage.packed, rows * dim);
+                                    Linear::Format format, bool quantise, InputStorage& storage) {
+  Input in{.rows = rows};
+  const bool rounded = quantise && is_quantised(format);
+  if (rounded && kernels_.round_input != nullptr) {
+    std::uint16_t* to = grow(storage.rounded, rows * dim);
     pool_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.pack(x, stride, begin, end, rows, dim, packed);
+      kernels_.round_input(x, stride, begin, end, rows, dim, to);
     });
-    return {nullptr, 0, packed, rows};
+    in.rounded = to;
+    return in;
   }
+  const bool splits = format == Linear::Format::bf16 || format == Linear::Format::fp8;
+  if (!rounded && splits && dim % 128 == 0 && kernels_.split_input != nullptr) {
+    float* to = grow(storage.floats, rows * dim);
+    pool_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.split_input(x, stride, begin, end, rows, dim, to);
+    });
+    in.split = to;
+    return in;
+  }
+  in.x = x;
+  in.stride = stride;
+  if (!rounded) return in;
   float* floats = grow(storage.floats, rows * dim);
   for (std::int64_t r = 0; r < rows; ++r) std::copy_n(x + r * stride, dim, floats + r * dim);
   ref::quantise({QuantiseParams::Format::e4m3_128, rows, dim, dim, floats}, pool_);
-  return {floats, dim, nullptr, rows};
+  in.x = floats;
+  in.stride = dim;
+  return in;
 }
 
 void CpuBackend::linear(const LinearParams& p) {
@@ -25,12 +41,12 @@ void CpuBackend::linear(const LinearParams& p) {
   if (w.in % 32 != 0) return ref::linear(p, pool_);  // the kernels' two chains of 16 lanes
   const std::int64_t rows_per_group = w.out / p.groups;
   for (std::int64_t group = 0; group < p.groups; ++group) {
-    const Input in = input(p.x + group * w.in, p.groups * w.in, p.n_tokens, w.in,
-                           p.quantise_input && w.quantised(), input_);
+    const Input in =
+        input(p.x + group * w.in, p.groups * w.in, p.n_tokens, w.in, w.format, p.quantise_input, input_);
     const std::int64_t first = group * rows_per_group;
     pool_.parallel_for(rows_per_group, kernels_.panel_rows, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.gemm({&w, first + begin, first + end, p.n_tokens, in.x, in.stride, in.packed, in.rows, nullptr,
-                     p.y, w.out, nullptr, false});
+      kernels_.gemm({&w, first + begin, first + end, p.n_tokens, in.x, in.stride, in.rounded, in.split,
+                     in.rows, nullptr, p.y, w.out, nullptr, false});
     });
   }
 }

@@ -22,20 +22,22 @@ class CpuBackend final : public ReferenceBackend {
   void sparse_attention(const SparseAttentionParams& p) override;
   void experts(const ExpertsParams& p) override;
 
-  // What gemm reads of an activation: floats, or the packed form of the instruction sets that have one.
+  // What gemm reads of an activation, in the form that suits the weights: plain floats, or packed.
   struct Input {
     const float* x = nullptr;
     std::int64_t stride = 0;
-    const std::uint16_t* packed = nullptr;
+    const std::uint16_t* rounded = nullptr;
+    const float* split = nullptr;
     std::int64_t rows = 0;
   };
   struct InputStorage {
     Buffer<float> floats;
-    Buffer<std::uint16_t> packed;
+    Buffer<std::uint16_t> rounded;
   };
-  // x [rows, dim] as it is or, if `quantised`, rounded to E4M3 per 1x128 in `storage`.
-  Input input(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t dim, bool quantised,
-              InputStorage& storage);
+  // x [rows, dim] for weights of this format; with `quantise` rounded to E4M3 per 1x128 if they are
+  // quantised.
+  Input input(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t dim, Linear::Format format,
+              bool quantise, InputStorage& storage);
 
   // At least n elements of a buffer whose contents nobody needs any more.
   template <class T>

@@ -56,18 +56,23 @@ void CpuBackend::experts(const ExpertsParams& p) {
                         bool accumulate) {
     const std::int64_t first = expert_begin_[static_cast<std::size_t>(e)];
     const std::int64_t count = expert_begin_[static_cast<std::size_t>(e) + 1] - first;
-    kernels_.gemm({&w, begin, end, count, in.x, in.stride, in.packed, in.rows, x_index + first, y, w.out,
-                   y_index + first, accumulate});
+    kernels_.gemm({&w, begin, end, count, in.x, in.stride, in.rounded, in.split, in.rows, x_index + first, y,
+                   w.out, y_index + first, accumulate});
   };
   // Routed experts share one format; the shared expert may have another.
-  const bool routed_quantised = p.quantise_input && p.experts[0].w1.quantised();
-  const bool shared_quantised = p.quantise_input && p.shared->w1.quantised();
+  const Linear::Format routed_format = p.experts[0].w1.format, shared_format = p.shared->w1.format;
+  const auto inputs = [&](const float* rows, std::int64_t count, std::int64_t dim, InputStorage& storage,
+                          InputStorage& shared_storage) {
+    const Input routed_input = input(rows, dim, count, dim, routed_format, p.quantise_input, storage);
+    const bool same =
+        shared_format == routed_format || (routed_input.rounded != nullptr && is_quantised(shared_format));
+    return std::pair(
+        routed_input,
+        same ? routed_input : input(rows, dim, count, dim, shared_format, p.quantise_input, shared_storage));
+  };
 
   // w1 and w3 of all active experts: one loop over (expert, panel of rows).
-  const Input x = input(p.x, p.dim, p.n_tokens, p.dim, routed_quantised, input_);
-  const Input shared_x = shared_quantised == routed_quantised
-                             ? x
-                             : input(p.x, p.dim, p.n_tokens, p.dim, shared_quantised, shared_input_);
+  const auto inputs_x = inputs(p.x, p.n_tokens, p.dim, input_, shared_input_);
   const std::int64_t panels = (p.inter + kernels_.panel_rows - 1) / kernels_.panel_rows;
   pool_.parallel_for(n_active * panels, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t unit = begin; unit < end; ++unit) {
@@ -75,7 +80,7 @@ void CpuBackend::experts(const ExpertsParams& p) {
       const std::int64_t row = unit % panels * kernels_.panel_rows;
       const std::int64_t stop = std::min(row + kernels_.panel_rows, p.inter);
       const Expert& w = weights_of(e);
-      const Input& in = e == n_experts ? shared_x : x;
+      const Input& in = e == n_experts ? inputs_x.second : inputs_x.first;
       call(e, w.w1, row, stop, in, token_of_.data(), gate, slot_of_.data(), false);
       call(e, w.w3, row, stop, in, token_of_.data(), up, slot_of_.data(), false);
     }
@@ -88,18 +93,15 @@ void CpuBackend::experts(const ExpertsParams& p) {
   });
 
   // w2: a panel of output rows takes the experts in ascending order, so every out[t] is summed in that order.
-  const Input h = input(hidden, p.inter, slots, p.inter, routed_quantised, hidden_input_);
-  const Input shared_h = shared_quantised == routed_quantised
-                             ? h
-                             : input(hidden, p.inter, slots, p.inter, shared_quantised, shared_hidden_input_);
+  const auto inputs_h = inputs(hidden, slots, p.inter, hidden_input_, shared_hidden_input_);
   const std::int64_t out_panels = (p.dim + kernels_.panel_rows - 1) / kernels_.panel_rows;
   pool_.parallel_for(out_panels, 1, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t row = begin * kernels_.panel_rows, stop = std::min(end * kernels_.panel_rows, p.dim);
     for (std::int64_t t = 0; t < p.n_tokens; ++t)
       std::fill(p.out + t * p.dim + row, p.out + t * p.dim + stop, 0.0F);
     for (const std::int32_t e : active_) {
-      call(e, weights_of(e).w2, row, stop, e == n_experts ? shared_h : h, slot_of_.data(), p.out,
-           token_of_.data(), true);
+      call(e, weights_of(e).w2, row, stop, e == n_experts ? inputs_h.second : inputs_h.first, slot_of_.data(),
+           p.out, token_of_.data(), true);
     }
   });
 }

@@ -24,8 +24,10 @@ struct GemmArgs {
   std::int64_t n_tokens = 0;
   const float* x = nullptr;
   std::int64_t x_stride = 0;
-  // Instead of x where the table has `pack`: the quantised input of packed_rows tokens as `pack` wrote it.
-  const std::uint16_t* packed = nullptr;
+  // Instead of x, where the table has round_input and split_input: the input of packed_rows tokens as they
+  // wrote it.
+  const std::uint16_t* rounded = nullptr;
+  const float* split = nullptr;
   std::int64_t packed_rows = 0;
   const std::int32_t* x_index = nullptr;  // [n_tokens]; null: 0, 1, 2, ...
   float* y = nullptr;
@@ -34,8 +36,8 @@ struct GemmArgs {
   bool accumulate = false;
 };
 
-// A packed input is BF16, [dim / 512][rows][512] (the last block of K may be narrower), so that the tokens of
-// a tile lie together.
+// A packed input is [dim / 512][rows][512] (the last block of K may be narrower), so that the tokens of a
+// tile lie together, in an order of entries that suits the instruction set.
 constexpr std::int64_t kPackedDepth = 512;
 
 struct Kernels {
@@ -43,10 +45,13 @@ struct Kernels {
   // Rows that one call of gemm should cover: its unpacked panel then stays in the second-level cache.
   std::int64_t panel_rows;
   void (*gemm)(const GemmArgs& args);
-  // Rows [row_begin, row_end) of x [rows, dim], rounded to E4M3 with one power-of-two scale per 1x128, into a
-  // packed input; dim % 128 == 0. Null where gemm reads floats only.
-  void (*pack)(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
-               std::int64_t rows, std::int64_t dim, std::uint16_t* out);
+  // Rows [row_begin, row_end) of x [rows, dim] into a packed input. round_input: rounded to E4M3 with one
+  // power-of-two scale per 1x128, as BF16, for FP8 and FP4 weights; dim % 128 == 0. split_input: as they are,
+  // for BF16 and FP8 weights; dim % 128 == 0. Null where gemm reads plain floats only.
+  void (*round_input)(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
+                      std::int64_t rows, std::int64_t dim, std::uint16_t* out);
+  void (*split_input)(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
+                      std::int64_t rows, std::int64_t dim, float* out);
   // Heads [head_begin, head_end) of token t.
   void (*sparse_attention)(const SparseAttentionParams& p, std::int64_t t, std::int64_t head_begin,
                            std::int64_t head_end);
