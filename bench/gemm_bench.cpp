@@ -54,7 +54,7 @@ struct Matrices {
   }
 };
 
-void linear(benchmark::State& state, Linear::Format format, bool quantise, std::int64_t out,
+void linear(benchmark::State& state, Linear::Format format, InputRounding rounding, std::int64_t out,
             std::int64_t in) {
   Machine& m = machine();
   const std::int64_t n = state.range(0);
@@ -71,8 +71,11 @@ void linear(benchmark::State& state, Linear::Format format, bool quantise, std::
   std::size_t at = 0;
   double read = 0;
   std::int64_t reads = 0;
+  if (rounding == InputRounding::int8) {
+    for (const Linear& each : w.linears) m.backend->prepare(each, rounding);
+  }
   for (auto _ : state) {
-    m.backend->run(LinearParams{n, x.data(), &w.linears[at], 1, quantise, y.data()});
+    m.backend->run(LinearParams{n, x.data(), &w.linears[at], 1, rounding, y.data()});
     at = (at + 1) % w.linears.size();
     if (at % 16 == 0) {
       state.PauseTiming();
@@ -94,23 +97,25 @@ void linear(benchmark::State& state, Linear::Format format, bool quantise, std::
   state.counters["of_bf16"] = Counter(flops / m.peaks.bf16_gflops, Counter::kIsIterationInvariantRate);
 }
 
-#define LINEAR(name, format, quantise, out, in)                              \
-  BENCHMARK_CAPTURE(linear, name, Linear::Format::format, quantise, out, in) \
-      ->Arg(1)                                                               \
-      ->Arg(2)                                                               \
-      ->Arg(4)                                                               \
-      ->Arg(12)                                                              \
-      ->Arg(96)                                                              \
-      ->Arg(512)                                                             \
-      ->MinTime(0.4)                                                         \
-      ->UseRealTime()                                                        \
+#define LINEAR(name, format, rounding, out, in)                                             \
+  BENCHMARK_CAPTURE(linear, name, Linear::Format::format, InputRounding::rounding, out, in) \
+      ->Arg(1)                                                                              \
+      ->Arg(2)                                                                              \
+      ->Arg(4)                                                                              \
+      ->Arg(12)                                                                             \
+      ->Arg(96)                                                                             \
+      ->Arg(512)                                                                            \
+      ->MinTime(0.4)                                                                        \
+      ->UseRealTime()                                                                       \
       ->Unit(benchmark::kMicrosecond)
-LINEAR(fp4_w1, fp4, true, 2048, 4096);
-LINEAR(fp4_w2, fp4, true, 4096, 2048);
-LINEAR(fp8_wo_b, fp8, true, 4096, 8192);
-LINEAR(fp8_wq_b, fp8, true, 32768, 1024);
-LINEAR(fp8_wo_a, fp8, false, 8192, 4096);
-LINEAR(bf16_wgate, bf16, false, 1024, 4096);
+LINEAR(fp4_w1, fp4, e4m3, 2048, 4096);
+LINEAR(fp4_w2, fp4, e4m3, 4096, 2048);
+LINEAR(fp4_w1_int8, fp4, int8, 2048, 4096);
+LINEAR(fp8_wo_b, fp8, e4m3, 4096, 8192);
+LINEAR(fp8_wo_b_int8, fp8, int8, 4096, 8192);
+LINEAR(fp8_wq_b, fp8, e4m3, 32768, 1024);
+LINEAR(fp8_wo_a, fp8, none, 8192, 4096);
+LINEAR(bf16_wgate, bf16, none, 1024, 4096);
 
 }  // namespace
 }  // namespace hadal

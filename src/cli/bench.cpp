@@ -155,6 +155,10 @@ Status bench(const Arguments& arguments) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(arguments.engine.numerics));
   }
   Transformer transformer(model, *backend, numerics);
+  if (transformer.prepared_bytes() > 0) {
+    notice(fmt::format("{:.2f} GB of FP8 weights made int8 beside the checkpoint",
+                       static_cast<double>(transformer.prepared_bytes()) / 1e9));
+  }
   Bench runner(arguments, model, transformer, pool);
   const ArithmeticPeaks peaks = measure_arithmetic(pool);
   const double peak = std::max(peaks.f32_gflops, peaks.bf16_gflops);

@@ -31,8 +31,8 @@ void add_engine_options(CLI::App& command, EngineOptions& options) {
       ->capture_default_str();
   command
       .add_option("--numerics", options.numerics,
-                  "exact, qsim or official; by default official if any weight is quantised, else exact")
-      ->check(CLI::IsMember({"exact", "qsim", "official"}));
+                  "exact, qsim, official or int8; by default official if any weight is quantised, else exact")
+      ->check(CLI::IsMember({"exact", "qsim", "official", "int8"}));
   command.add_option("--backend", options.backend, "cpu, or ref: the plain reference, slow")
       ->check(CLI::IsMember({"cpu", "ref"}))
       ->capture_default_str();

@@ -123,10 +123,12 @@ void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, 
   store_window(f, block, kv);
 
   // Values carry rope too (keys and values are one), so the output is rotated back. Then the heads of each
-  // group are projected together (wo_a, whose input is never quantised), and all groups to d.
+  // group are projected together (wo_a, whose input is not rounded to E4M3), and all groups to d.
   f.backend.run(RopeParams{n, heads, c, r, cos, sin, true, o});
   float* z = f.arena.take<float>(n * w.wo_a.out);
-  f.backend.run(LinearParams{n, o, &w.wo_a, config.o_groups, false, z});
+  f.backend.run(LinearParams{n, o, &w.wo_a, config.o_groups,
+                             f.rounding() == InputRounding::int8 ? InputRounding::int8 : InputRounding::none,
+                             z});
   f.linear(w.wo_b, z, n, out);
   f.watch("attn.output", out, {n, config.hidden_size});
 }

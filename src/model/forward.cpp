@@ -12,16 +12,18 @@ std::string_view to_string(Numerics numerics) {
       return "qsim";
     case Numerics::official:
       return "official";
+    case Numerics::int8:
+      return "int8";
   }
   return "unknown";
 }
 
 Result<Numerics> numerics_from_string(std::string_view name) {
-  for (const auto numerics : {Numerics::exact, Numerics::qsim, Numerics::official}) {
+  for (const auto numerics : {Numerics::exact, Numerics::qsim, Numerics::official, Numerics::int8}) {
     if (name == to_string(numerics)) return numerics;
   }
   return fail(ErrorCode::invalid_argument,
-              fmt::format("numerics '{}': there are exact, qsim and official", name));
+              fmt::format("numerics '{}': there are exact, qsim, official and int8", name));
 }
 
 }  // namespace hadal

@@ -270,6 +270,11 @@ const RotaryFrequencies& Model::sliding_frequencies() const {
 const RotaryFrequencies& Model::compress_frequencies() const {
   return impl_->compress;
 }
+void Model::for_each_linear(const std::function<void(const Linear&)>& visit) const {
+  for_each_parameter(impl_->config, impl_->weights, [&](auto& slot, const ParameterInfo&) {
+    if constexpr (std::is_same_v<std::remove_reference_t<decltype(slot)>, Linear>) visit(slot);
+  });
+}
 bool Model::quantised() const {
   return impl_->quantised;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 
 #include <hadal/error.h>
@@ -33,6 +34,7 @@ class Model {
   const StateLayout& state_layout() const;
   const RotaryFrequencies& sliding_frequencies() const;
   const RotaryFrequencies& compress_frequencies() const;
+  void for_each_linear(const std::function<void(const Linear&)>& visit) const;
   // Whether any linear is stored in FP8 or FP4, so that `official` differs from `qsim`.
   bool quantised() const;
 

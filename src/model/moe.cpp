@@ -21,8 +21,8 @@ void moe(const Forward& f, const MoeWeights& w, const float* x, float* out) {
   f.watch("ffn.router.weights", weights, {n, k});
 
   f.backend.run(ExpertsParams{n, config.hidden_size, config.moe_intermediate_size, k, x, indices, weights,
-                              w.experts, &w.shared, static_cast<float>(config.swiglu_limit),
-                              f.quantise_inputs(), out});
+                              w.experts, &w.shared, static_cast<float>(config.swiglu_limit), f.rounding(),
+                              out});
   f.watch("ffn.output", out, {n, config.hidden_size});
 }
 

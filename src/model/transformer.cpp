@@ -19,7 +19,10 @@ void grow(Buffer<float>& buffer, std::int64_t size) {
 }  // namespace
 
 Transformer::Transformer(const Model& model, Backend& backend, Numerics numerics)
-    : model_(model), backend_(backend), numerics_(numerics) {}
+    : model_(model), backend_(backend), numerics_(numerics) {
+  if (numerics != Numerics::int8) return;
+  model.for_each_linear([&](const Linear& w) { prepared_bytes_ += backend.prepare(w, InputRounding::int8); });
+}
 
 template <class Body>
 void Transformer::with_forward(std::span<const Segment> segments, std::span<const std::int32_t> tokens,

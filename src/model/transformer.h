@@ -54,6 +54,8 @@ class Transformer {
   const Model& model() const { return model_; }
   Backend& backend() { return backend_; }
   Numerics numerics() const { return numerics_; }
+  // What the backend made beside the weights for these numerics, in memory.
+  std::int64_t prepared_bytes() const { return prepared_bytes_; }
   std::size_t scratch_bytes() const {
     return arena_.reserved_bytes() + 4 * (streams_.size() + logits_.size());
   }
@@ -67,6 +69,7 @@ class Transformer {
   const Model& model_;
   Backend& backend_;
   Numerics numerics_;
+  std::int64_t prepared_bytes_ = 0;
   Arena arena_;
   Buffer<float> streams_, logits_;
   std::int64_t streams_size_ = 0;

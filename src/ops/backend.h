@@ -22,6 +22,10 @@ class Backend {
   // "ref", or "cpu" with its instruction set: "cpu-avx512".
   virtual std::string_view name() const = 0;
 
+  // Makes what a fast path wants beside a weight, once, before its first use with this rounding; the bytes
+  // taken.
+  virtual std::int64_t prepare(const Linear& /*weight*/, InputRounding /*rounding*/) { return 0; }
+
   void run(const EmbedParams& p);
   void run(const RmsNormParams& p);
   void run(const LinearParams& p);

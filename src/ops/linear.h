@@ -39,6 +39,16 @@ inline bool is_quantised(Linear::Format format) {
   return format == Linear::Format::fp8 || format == Linear::Format::fp4;
 }
 
+// What happens to the input of a linear whose weight is quantised. Others take theirs as it is.
+enum class InputRounding : std::uint8_t {
+  none,
+  e4m3,  // `official`: E4M3 with one power-of-two scale per 1x128
+  int8,  // `int8`: integers with one scale per 1x32; FP8 weights become integers too
+};
+
+// E8M0 bytes under this (2^-63) count as zero in kernels that scale sums: a block without a value has 2^-126.
+inline constexpr std::uint8_t kLeastScale = 64;
+
 // A SwiGLU feed-forward network of inner width I.
 struct Expert {
   Linear w1, w2, w3;  // [I, d], [d, I], [I, d]

@@ -35,10 +35,8 @@ struct LinearParams {
   const float* x = nullptr;  // [T, groups * in]
   const Linear* weight = nullptr;
   std::int64_t groups = 1;
-  // `official` numerics: before a quantised weight the input is rounded to E4M3 with one power-of-two scale
-  // per 1x128. Ignored for weights that are not quantised.
-  bool quantise_input = false;
-  float* y = nullptr;  // [T, out]
+  InputRounding rounding = InputRounding::none;  // in front of a quantised weight
+  float* y = nullptr;                            // [T, out]
 };
 
 // Rotates the last rope_dim entries of every head by the angle of its token: pairs (2i, 2i+1).
@@ -204,8 +202,8 @@ struct ExpertsParams {
   std::span<const Expert> experts;        // [E]
   const Expert* shared = nullptr;
   float swiglu_limit = 10;
-  bool quantise_input = false;  // as in LinearParams, also in front of w2
-  float* out = nullptr;         // [T, d]
+  InputRounding rounding = InputRounding::none;  // also in front of w2
+  float* out = nullptr;                          // [T, d]
 };
 
 }  // namespace hadal

@@ -72,6 +72,7 @@ float relative_error(const std::vector<float>& actual, const std::vector<float>&
   return static_cast<float>(std::sqrt(error / norm));
 }
 
+constexpr InputRounding kRoundings[] = {InputRounding::none, InputRounding::e4m3, InputRounding::int8};
 constexpr Linear::Format kFormats[] = {Linear::Format::f32, Linear::Format::f16, Linear::Format::bf16,
                                        Linear::Format::fp8, Linear::Format::fp4};
 
@@ -83,6 +84,10 @@ class BackendTest : public testing::TestWithParam<const char*> {
     backend_ = std::move(*backend);
     other_ = std::move(*make_backend("cpu", GetParam(), other_pool_));
   }
+  void prepare(const Linear& w) {
+    backend_->prepare(w, InputRounding::int8);
+    other_->prepare(w, InputRounding::int8);
+  }
   ThreadPool pool_{1}, other_pool_{3};
   std::unique_ptr<Backend> backend_, other_;
 };
@@ -90,18 +95,19 @@ class BackendTest : public testing::TestWithParam<const char*> {
 TEST_P(BackendTest, LinearMatchesReferenceAndItself) {
   for (const auto format : kFormats) {
     for (const std::int64_t groups : {1, 2}) {
-      const std::int64_t out = 2 * 67, in = 384, most = 13;
+      const std::int64_t out = 2 * 67, in = 384, most = 29;
       const Matrix w(format, out, in, 7);
       const auto x = normal(static_cast<std::size_t>(most * groups * in), 11);
-      for (const bool quantise : {false, true}) {
+      for (const auto rounding : kRoundings) {
+        if (rounding == InputRounding::int8) prepare(w.linear);
         std::vector<float> expected(static_cast<std::size_t>(most * out)), all(expected.size());
-        ref::linear({most, x.data(), &w.linear, groups, quantise, expected.data()}, pool_);
-        backend_->run(LinearParams{most, x.data(), &w.linear, groups, quantise, all.data()});
+        ref::linear({most, x.data(), &w.linear, groups, rounding, expected.data()}, pool_);
+        backend_->run(LinearParams{most, x.data(), &w.linear, groups, rounding, all.data()});
         EXPECT_LT(relative_error(all, expected), 3e-7F);
         // The same bits for any number of tokens at once and any threads.
         for (std::int64_t n = 1; n < most; ++n) {
           std::vector<float> part(static_cast<std::size_t>(n * out));
-          other_->run(LinearParams{n, x.data(), &w.linear, groups, quantise, part.data()});
+          other_->run(LinearParams{n, x.data(), &w.linear, groups, rounding, part.data()});
           ASSERT_EQ(std::memcmp(part.data(), all.data(), part.size() * 4), 0) << "with " << n << " tokens";
         }
       }
@@ -113,8 +119,8 @@ TEST_P(BackendTest, OddDepthFallsBackToReference) {
   const Matrix w(Linear::Format::f32, 5, 40, 3);
   const auto x = normal(3 * 40, 4);
   std::vector<float> expected(15), actual(15);
-  ref::linear({3, x.data(), &w.linear, 1, false, expected.data()}, pool_);
-  backend_->run(LinearParams{3, x.data(), &w.linear, 1, false, actual.data()});
+  ref::linear({3, x.data(), &w.linear, 1, InputRounding::none, expected.data()}, pool_);
+  backend_->run(LinearParams{3, x.data(), &w.linear, 1, InputRounding::none, actual.data()});
   EXPECT_EQ(actual, expected);
 }
 
@@ -145,7 +151,10 @@ TEST_P(BackendTest, ExpertsMatchReferenceAndThemselves) {
         weights.push_back(0.2F + 0.1F * static_cast<float>(i));
       }
     }
-    for (const bool quantise : {false, true}) {
+    for (const auto rounding : kRoundings) {
+      if (rounding == InputRounding::int8) {
+        for (const Matrix& m : matrices) prepare(m.linear);
+      }
       const auto run = [&](Backend* backend, std::int64_t n) {
         std::vector<float> out(static_cast<std::size_t>(n * d));
         const ExpertsParams p{n,
@@ -158,7 +167,7 @@ TEST_P(BackendTest, ExpertsMatchReferenceAndThemselves) {
                               std::span(experts).first(n_experts),
                               &experts.back(),
                               10,
-                              quantise,
+                              rounding,
                               out.data()};
         if (backend != nullptr)
           backend->run(p);
@@ -168,7 +177,7 @@ TEST_P(BackendTest, ExpertsMatchReferenceAndThemselves) {
       };
       const auto expected = run(nullptr, most), all = run(backend_.get(), most);
       // With quantised inputs one rounding may fall the other way in front of w2.
-      EXPECT_LT(relative_error(all, expected), quantise ? 3e-3F : 1e-6F);
+      EXPECT_LT(relative_error(all, expected), rounding != InputRounding::none ? 3e-3F : 1e-6F);
       for (std::int64_t n = 1; n < most; ++n) {
         const auto part = run(other_.get(), n);
         ASSERT_EQ(std::memcmp(part.data(), all.data(), part.size() * 4), 0) << "with " << n << " tokens";

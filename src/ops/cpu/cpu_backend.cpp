@@ -2,12 +2,25 @@
 
 #include <algorithm>
 
+#include "base/check.h"
+#include "ops/cpu/int8_tiles.h"
+
 namespace hadal {
 
 CpuBackend::Input CpuBackend::input(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t dim,
-                                    Linear::Format format, bool quantise, InputStorage& storage) {
-  Input in{.rows = rows};
-  const bool rounded = quantise && is_quantised(format);
+                                    Linear::Format format, InputRounding rounding, InputStorage& storage) {
+  Input in;
+  in.rows = rows;
+  if (rounding == InputRounding::int8 && is_quantised(format)) {
+    const std::int64_t blocks = rows * (dim / 32);
+    std::int32_t* offsets = grow(storage.offsets, 2 * blocks);
+    in.int8 = {grow(storage.codes, rows * dim), grow(storage.floats, blocks), offsets, offsets + blocks};
+    pool_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.round_input_int8(x, stride, begin, end, rows, dim, in.int8);
+    });
+    return in;
+  }
+  const bool rounded = rounding == InputRounding::e4m3 && is_quantised(format);
   if (rounded && kernels_.round_input != nullptr) {
     std::uint16_t* to = grow(storage.rounded, rows * dim);
     pool_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -36,17 +49,57 @@ CpuBackend::Input CpuBackend::input(const float* x, std::int64_t stride, std::in
   return in;
 }
 
+std::int64_t CpuBackend::prepare(const Linear& w, InputRounding rounding) {
+  if (rounding != InputRounding::int8 || w.format != Linear::Format::fp8) return 0;
+  const std::int64_t tiles = cpu::Int8Tiles::tiles(w.out), tile_bytes = cpu::Int8Tiles::bytes(w.in);
+  Buffer<std::byte>& packed = int8_tiles_[w.weight];
+  packed = Buffer<std::byte>::uninitialised(static_cast<std::size_t>(tiles * tile_bytes));
+  pool_.parallel_for(tiles, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t tile = begin; tile < end; ++tile)
+      kernels_.pack_int8_tile(w, tile, packed.data() + tile * tile_bytes);
+  });
+  return tiles * tile_bytes;
+}
+
+void CpuBackend::multiply(const Linear& w, std::int64_t begin, std::int64_t end, std::int64_t n_tokens,
+                          const Input& in, const std::int32_t* x_index, float* y, const std::int32_t* y_index,
+                          bool accumulate) const {
+  cpu::GemmArgs args{.weight = &w,
+                     .row_begin = begin,
+                     .row_end = end,
+                     .n_tokens = n_tokens,
+                     .x = in.x,
+                     .x_stride = in.stride,
+                     .rounded = in.rounded,
+                     .split = in.split,
+                     .int8 = nullptr,
+                     .int8_tiles = nullptr,
+                     .packed_rows = in.rows,
+                     .x_index = x_index,
+                     .y = y,
+                     .y_stride = w.out,
+                     .y_index = y_index,
+                     .accumulate = accumulate};
+  if (in.int8.codes == nullptr) return kernels_.gemm(args);
+  args.int8 = &in.int8;
+  if (w.format == Linear::Format::fp8) {
+    const auto tiles = int8_tiles_.find(w.weight);
+    HADAL_CHECK(tiles != int8_tiles_.end());  // prepare() comes before the first linear
+    args.int8_tiles = tiles->second.data();
+  }
+  kernels_.gemm_int8(args);
+}
+
 void CpuBackend::linear(const LinearParams& p) {
   const Linear& w = *p.weight;
   if (w.in % 32 != 0) return ref::linear(p, pool_);  // the kernels' two chains of 16 lanes
   const std::int64_t rows_per_group = w.out / p.groups;
   for (std::int64_t group = 0; group < p.groups; ++group) {
     const Input in =
-        input(p.x + group * w.in, p.groups * w.in, p.n_tokens, w.in, w.format, p.quantise_input, input_);
+        input(p.x + group * w.in, p.groups * w.in, p.n_tokens, w.in, w.format, p.rounding, input_);
     const std::int64_t first = group * rows_per_group;
     pool_.parallel_for(rows_per_group, kernels_.panel_rows, [&](std::int64_t begin, std::int64_t end) {
-      kernels_.gemm({&w, first + begin, first + end, p.n_tokens, in.x, in.stride, in.rounded, in.split,
-                     in.rows, nullptr, p.y, w.out, nullptr, false});
+      multiply(w, first + begin, first + end, p.n_tokens, in, nullptr, p.y, nullptr, false);
     });
   }
 }

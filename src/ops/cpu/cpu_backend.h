@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "base/buffer.h"
@@ -17,6 +18,7 @@ class CpuBackend final : public ReferenceBackend {
   std::string_view name() const override { return name_; }
 
  private:
+  std::int64_t prepare(const Linear& w, InputRounding rounding) override;
   void linear(const LinearParams& p) override;
   void index_scores(const IndexScoresParams& p) override;
   void sparse_attention(const SparseAttentionParams& p) override;
@@ -28,16 +30,19 @@ class CpuBackend final : public ReferenceBackend {
     std::int64_t stride = 0;
     const std::uint16_t* rounded = nullptr;
     const float* split = nullptr;
+    cpu::Int8Input int8;
     std::int64_t rows = 0;
   };
   struct InputStorage {
     Buffer<float> floats;
     Buffer<std::uint16_t> rounded;
+    Buffer<std::int8_t> codes;
+    Buffer<std::int32_t> offsets;
   };
-  // x [rows, dim] for weights of this format; with `quantise` rounded to E4M3 per 1x128 if they are
+  // x [rows, dim] for weights of this format; rounded if they are
   // quantised.
   Input input(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t dim, Linear::Format format,
-              bool quantise, InputStorage& storage);
+              InputRounding rounding, InputStorage& storage);
 
   // At least n elements of a buffer whose contents nobody needs any more.
   template <class T>
@@ -47,8 +52,12 @@ class CpuBackend final : public ReferenceBackend {
     return buffer.data();
   }
   void assign_slots(const ExpertsParams& p);
+  // Rows [begin, end) of W on `n_tokens` tokens of the input; null indices: 0, 1, 2, ...
+  void multiply(const Linear& w, std::int64_t begin, std::int64_t end, std::int64_t n_tokens, const Input& in,
+                const std::int32_t* x_index, float* y, const std::int32_t* y_index, bool accumulate) const;
 
   const cpu::Kernels& kernels_;
+  std::unordered_map<const std::byte*, Buffer<std::byte>> int8_tiles_;  // by Linear::weight
   std::string name_;
   // Scratch that grows to the largest batch seen and is then reused.
   InputStorage input_, shared_input_, hidden_input_, shared_hidden_input_;

@@ -37,7 +37,7 @@ void CpuBackend::assign_slots(const ExpertsParams& p) {
 }
 
 void CpuBackend::experts(const ExpertsParams& p) {
-  const std::int64_t unit_depth = p.quantise_input ? 128 : 32;  // what the kernels ask of K
+  const std::int64_t unit_depth = p.rounding != InputRounding::none ? 128 : 32;  // what the kernels ask of K
   if (p.dim % unit_depth != 0 || p.inter % unit_depth != 0) return ref::experts(p, pool_);
   assign_slots(p);
   const auto n_experts = static_cast<std::int64_t>(p.experts.size());
@@ -56,19 +56,19 @@ void CpuBackend::experts(const ExpertsParams& p) {
                         bool accumulate) {
     const std::int64_t first = expert_begin_[static_cast<std::size_t>(e)];
     const std::int64_t count = expert_begin_[static_cast<std::size_t>(e) + 1] - first;
-    kernels_.gemm({&w, begin, end, count, in.x, in.stride, in.rounded, in.split, in.rows, x_index + first, y,
-                   w.out, y_index + first, accumulate});
+    multiply(w, begin, end, count, in, x_index + first, y, y_index + first, accumulate);
   };
   // Routed experts share one format; the shared expert may have another.
   const Linear::Format routed_format = p.experts[0].w1.format, shared_format = p.shared->w1.format;
   const auto inputs = [&](const float* rows, std::int64_t count, std::int64_t dim, InputStorage& storage,
                           InputStorage& shared_storage) {
-    const Input routed_input = input(rows, dim, count, dim, routed_format, p.quantise_input, storage);
+    const Input routed_input = input(rows, dim, count, dim, routed_format, p.rounding, storage);
     const bool same =
-        shared_format == routed_format || (routed_input.rounded != nullptr && is_quantised(shared_format));
+        shared_format == routed_format ||
+        (routed_input.x == nullptr && routed_input.split == nullptr && is_quantised(shared_format));
     return std::pair(
         routed_input,
-        same ? routed_input : input(rows, dim, count, dim, shared_format, p.quantise_input, shared_storage));
+        same ? routed_input : input(rows, dim, count, dim, shared_format, p.rounding, shared_storage));
   };
 
   // w1 and w3 of all active experts: one loop over (expert, panel of rows).

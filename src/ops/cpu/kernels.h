@@ -7,6 +7,7 @@
 // a fixed tree. Decode and prefill therefore give the same bits.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -17,6 +18,7 @@
 namespace hadal::cpu {
 
 // Rows [row_begin, row_end) of y[yi] (+)= W x[xi] for n_tokens pairs (xi, yi).
+struct Int8Input;
 struct GemmArgs {
   const Linear* weight = nullptr;  // in % 32 == 0
   std::int64_t row_begin = 0;
@@ -28,12 +30,23 @@ struct GemmArgs {
   // wrote it.
   const std::uint16_t* rounded = nullptr;
   const float* split = nullptr;
+  const Int8Input* int8 = nullptr;
+  const std::byte* int8_tiles = nullptr;  // of an FP8 weight (int8_tiles.h)
   std::int64_t packed_rows = 0;
   const std::int32_t* x_index = nullptr;  // [n_tokens]; null: 0, 1, 2, ...
   float* y = nullptr;
   std::int64_t y_stride = 0;
   const std::int32_t* y_index = nullptr;
   bool accumulate = false;
+};
+
+// The input of `int8` numerics: codes [rows, dim], one scale per 1x32; how they lie is the instruction set's
+// affair.
+struct Int8Input {
+  std::int8_t* codes = nullptr;       // rows * dim
+  float* scales = nullptr;            // rows * dim / 32
+  std::int32_t* offset16 = nullptr;   // rows * dim / 32: -16 * the sum of the 32 codes
+  std::int32_t* offset128 = nullptr;  // -128 * that sum
 };
 
 // A packed input is [dim / 512][rows][512] (the last block of K may be narrower), so that the tokens of a
@@ -52,6 +65,14 @@ struct Kernels {
                       std::int64_t rows, std::int64_t dim, std::uint16_t* out);
   void (*split_input)(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
                       std::int64_t rows, std::int64_t dim, float* out);
+  // `int8` numerics: the same for out of [rows, dim], dim % 128 == 0, and y = W x for FP4 weights in place
+  // and FP8 weights as args.int8_tiles. The sum over K has four chains, blocks of 32 entries b = c, c + 4,
+  // ... to chain c, each chain = fma(dot of the codes, scale of x * scale of W, chain), and is (chain 0 +
+  // chain 2) + (chain 1 + chain 3).
+  void (*round_input_int8)(const float* x, std::int64_t x_stride, std::int64_t row_begin,
+                           std::int64_t row_end, std::int64_t rows, std::int64_t dim, const Int8Input& out);
+  void (*gemm_int8)(const GemmArgs& args);
+  void (*pack_int8_tile)(const Linear& w, std::int64_t tile, std::byte* out);  // int8_tiles.h
   // Heads [head_begin, head_end) of token t.
   void (*sparse_attention)(const SparseAttentionParams& p, std::int64_t t, std::int64_t head_begin,
                            std::int64_t head_end);
@@ -74,6 +95,10 @@ namespace avx512 {
 const Kernels& kernels();
 bool supported();
 }  // namespace avx512
+namespace avx512vnni {
+void install(Kernels& table);  // the integer linears, into another set's table
+bool supported();
+}  // namespace avx512vnni
 namespace avx2 {
 const Kernels& kernels();
 bool supported();

@@ -11,8 +11,10 @@
 #include <limits>
 #include <vector>
 
+#include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/target.h"
+#include "ops/ref/ref.h"
 #include "tensor/codec.h"
 
 HADAL_TARGET_BEGIN("avx2,fma,f16c")

@@ -11,8 +11,10 @@
 #include <limits>
 #include <vector>
 
+#include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/target.h"
+#include "ops/ref/ref.h"
 #include "tensor/codec.h"
 
 HADAL_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
@@ -90,7 +92,11 @@ inline Vec load_e2m1(const std::byte* p) {
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels kTable = kernel_table("avx512");
+  static const Kernels kTable = [] {
+    Kernels table = kernel_table("avx512");
+    if (avx512vnni::supported()) avx512vnni::install(table);
+    return table;
+  }();
   return kTable;
 }
 

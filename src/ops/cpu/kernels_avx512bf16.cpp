@@ -39,6 +39,8 @@ namespace {
 constexpr std::int64_t kUnit = 128;        // entries unpacked at a time: 4 vectors of 32
 constexpr std::int64_t kFloatGroup = 256;  // entries summed from zero with a float input
 constexpr std::int64_t kPanelRows = 32;
+// A stored row is asked for this many bytes before its turn: the processor's own prefetch stops at page ends.
+constexpr std::int64_t kAhead = 3072;
 constexpr int kFused = 4;
 constexpr int kTokens = 6;  // of a tile
 constexpr std::uint8_t kLeastScale = 64;
@@ -120,6 +122,9 @@ inline __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
 inline __m512i load(const std::uint16_t* p) {
   return _mm512_loadu_si512(p);
 }
+inline void prefetch(const std::byte* row) {
+  _mm_prefetch(reinterpret_cast<const char*>(row) + kAhead, _MM_HINT_T0);
+}
 // The words with even and with odd index as float32.
 inline __m512 even_words(__m512i w) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
@@ -148,6 +153,8 @@ struct Fp8Rows {
     const __m512i high0 = _mm512_load_si512(t + 128), high1 = _mm512_load_si512(t + 192);
     const __m512i first = _mm512_loadu_si512(bytes + unit * kUnit);
     const __m512i second = _mm512_loadu_si512(bytes + unit * kUnit + 64);
+    prefetch(bytes + unit * kUnit);
+    prefetch(bytes + unit * kUnit + 64);
     for (int i = 0; i < 2; ++i) {
       // In natural order each half needs its own 64 bytes only (an index of 64 + j means j there).
       const __m512i code =
@@ -170,6 +177,7 @@ struct Bf16Rows {
   void seek(const Linear& w, std::int64_t row) { bytes = w.weight + row * w.in * 2; }
   void unpack(std::int64_t unit, __m512i* w) const {
     for (int i = 0; i < 4; ++i) w[i] = _mm512_loadu_si512(bytes + unit * kUnit * 2 + i * 64);
+    for (int i = 0; i < 4; ++i) prefetch(bytes + unit * kUnit * 2 + i * 64);
   }
 };
 
@@ -189,6 +197,7 @@ struct Fp4Rows {
   void unpack_unscaled(std::int64_t unit, __m512i* w) const {
     const __m512i table = load(values);
     const __m512i codes = _mm512_loadu_si512(bytes + unit * (kUnit / 2));
+    prefetch(bytes + unit * (kUnit / 2));
     w[0] = _mm512_permutexvar_epi16(codes, table);
     w[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), table);
     w[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 8), table);

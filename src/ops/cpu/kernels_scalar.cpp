@@ -8,7 +8,9 @@
 #include <limits>
 #include <vector>
 
+#include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
+#include "ops/ref/ref.h"
 #include "tensor/codec.h"
 
 namespace hadal::cpu::scalar {

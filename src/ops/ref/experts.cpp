@@ -20,8 +20,8 @@ void experts(const ExpertsParams& p, ThreadPool& pool) {
     for (std::int64_t i = 0; i < count; ++i) {
       std::copy_n(p.x + tokens[static_cast<std::size_t>(i)] * p.dim, p.dim, x.begin() + i * p.dim);
     }
-    linear({count, x.data(), &expert.w1, 1, p.quantise_input, gate.data()}, pool);
-    linear({count, x.data(), &expert.w3, 1, p.quantise_input, up.data()}, pool);
+    linear({count, x.data(), &expert.w1, 1, p.rounding, gate.data()}, pool);
+    linear({count, x.data(), &expert.w3, 1, p.rounding, up.data()}, pool);
     for (std::int64_t at = 0; at < count * p.inter; ++at) {
       const auto i = static_cast<std::size_t>(at);
       // The gate is clamped from above only; the routing weight comes before w2 and so before its quantiser.
@@ -30,7 +30,7 @@ void experts(const ExpertsParams& p, ThreadPool& pool) {
       const float silu = g / (1.0F + std::exp(-g));
       gate[i] = weights[static_cast<std::size_t>(at / p.inter)] * (silu * u);
     }
-    linear({count, gate.data(), &expert.w2, 1, p.quantise_input, y.data()}, pool);
+    linear({count, gate.data(), &expert.w2, 1, p.rounding, y.data()}, pool);
     for (std::int64_t i = 0; i < count; ++i) {
       float* out = p.out + tokens[static_cast<std::size_t>(i)] * p.dim;
       for (std::int64_t c = 0; c < p.dim; ++c) out[c] += y[static_cast<std::size_t>(i * p.dim + c)];

@@ -61,9 +61,10 @@ void embed(const EmbedParams& p, ThreadPool& pool) {
 
 void linear(const LinearParams& p, ThreadPool& pool) {
   const Linear& w = *p.weight;
+  if (p.rounding == InputRounding::int8 && w.quantised()) return linear_int8(p, pool);
   const std::int64_t wide = p.groups * w.in;
   std::vector<float> x(p.x, p.x + p.n_tokens * wide);
-  if (p.quantise_input && w.quantised()) {
+  if (p.rounding == InputRounding::e4m3 && w.quantised()) {
     // Rounded to codes and back: products with the scaled weights are the products of the codes times two
     // powers of two, so nothing is lost by multiplying the scales in before the sum.
     quantise({QuantiseParams::Format::e4m3_128, p.n_tokens, wide, wide, x.data()}, pool);

@@ -32,6 +32,12 @@ void dequantise_row(const Linear& w, std::int64_t row, float* out);
 std::uint8_t quantise_e4m3_block(float* x, std::int64_t n, std::uint8_t* codes = nullptr);
 std::uint8_t quantise_e2m1_block(float* x, std::int64_t n, std::uint8_t* codes = nullptr);
 
+// `int8` numerics. 32 entries as codes in [-127, 127] of the returned scale, amax / 127.
+float quantise_int8_block(const float* x, std::int8_t* codes);
+// A row of FP4 or FP8 weights as codes [in] and scales [in/32]: FP4 exactly (twice its value), FP8 rounded again.
+void int8_row(const Linear& w, std::int64_t row, std::int8_t* codes, float* scales);
+void linear_int8(const LinearParams& p, ThreadPool& pool);
+
 // The mixing weights of one token from its normalised mixes [(2+n)n]; see HcPreParams.
 void hc_split_sinkhorn(const float* mix, const float* scale, const float* base, std::int64_t n,
                        std::int64_t iterations, float eps, float* pre, float* post, float* comb);

@@ -1,0 +1,431 @@
+// AVX-512 with VNNI: linears of `int8` numerics (kernels.h has the order of their sums).
+//
+// vpdpbusd adds four products of an unsigned and a signed byte to each 32-bit lane, exactly here. The signed
+// side is the input, the unsigned one the weight plus an offset (16 for FP4, whose doubled values reach 12,
+// 128 for int8); the offset's share, -offset * sum(x), is where the sum begins.
+//
+// Up to kFused tokens meet FP4 rows as they are stored: a lane is 8 entries of one row, so four lanes make a
+// block of 32, and four rows together shuffle into a vector of (block of a group, row). More tokens, and all
+// of int8 tiles, run with a row a lane: 16 rows of FP4 are transposed into a panel of the layout of
+// int8_tiles.h.
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "base/buffer.h"
+#include "ops/cpu/int8_tiles.h"
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/target.h"
+#include "tensor/codec.h"
+
+namespace hadal::cpu::avx512vnni {
+namespace {
+
+constexpr std::int64_t kGroup = 128;
+constexpr std::int64_t kAhead = 3072;  // bytes of prefetch, over page ends
+constexpr int kFused = 4;
+constexpr int kTokens = 12;  // of a tile
+
+template <class T, int kWhich>
+T* scratch(std::int64_t n) {
+  static thread_local Buffer<T> buffer;
+  if (static_cast<std::int64_t>(buffer.size()) < n)
+    buffer = Buffer<T>::uninitialised(static_cast<std::size_t>(n));
+  return buffer.data();
+}
+
+// Where entry k of row `row` goes in an array of [dim / 512][rows][512 / per] for `per` entries an element.
+template <class T>
+inline T* place(T* out, std::int64_t rows, std::int64_t row, std::int64_t k, std::int64_t dim,
+                std::int64_t per) {
+  const std::int64_t block = k / kPackedDepth * kPackedDepth;
+  return out + (block * rows + row * std::min(kPackedDepth, dim - block) + (k - block)) / per;
+}
+
+}  // namespace
+}  // namespace hadal::cpu::avx512vnni
+
+HADAL_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
+namespace hadal::cpu::avx512vnni {
+namespace {
+
+inline std::int64_t input_row(const GemmArgs& p, std::int64_t t) {
+  return p.x_index != nullptr ? std::int64_t{p.x_index[t]} : t;
+}
+inline float* output(const GemmArgs& p, std::int64_t t) {
+  return p.y + (p.y_index != nullptr ? std::int64_t{p.y_index[t]} : t) * p.y_stride;
+}
+
+// 2^(b-128), half the scale since codes are doubled, of E8M0 bytes in 32-bit lanes; 0 under kLeastScale.
+inline __m512 half_scale(__m512i b) {
+  return _mm512_castsi512_ps(
+      _mm512_maskz_slli_epi32(_mm512_cmpge_epu32_mask(b, _mm512_set1_epi32(kLeastScale)),
+                              _mm512_sub_epi32(b, _mm512_set1_epi32(1)), 23));
+}
+// Twice the value of each E2M1 code in the low nibbles, plus 16.
+inline __m512i offset_values(__m512i codes) {
+  const __m512i table =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4));
+  return _mm512_shuffle_epi8(table, _mm512_and_si512(codes, _mm512_set1_epi8(15)));
+}
+inline __m512i high_nibbles(__m512i codes) {
+  return _mm512_srli_epi16(codes, 4);
+}
+
+// Codes of 128 entries: 64 with even index, then 64 with odd; per 32 entries the scale and the offsets'
+// shares.
+void round_input_int8(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
+                      std::int64_t rows, std::int64_t dim, const Int8Input& out) {
+  const __m512i even_first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd_first = _mm512_add_epi32(even_first, _mm512_set1_epi32(1));
+  for (std::int64_t row = row_begin; row < row_end; ++row) {
+    for (std::int64_t k = 0; k < dim; k += 32) {
+      const float* from = x + row * x_stride + k;
+      const __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16);
+      const float amax = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+      const bool something = amax > 1e-30F;  // ref::quantise_int8_block
+      const __m512 inverse = _mm512_set1_ps(something ? 127 / amax : 0);
+      const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)),
+                    qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+      const std::int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
+      std::int8_t* codes = place(out.codes, rows, row, k / kGroup * kGroup, dim, 1) + k % kGroup / 2;
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes),
+                       _mm512_cvtepi32_epi8(_mm512_permutex2var_epi32(qa, even_first, qb)));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 64),
+                       _mm512_cvtepi32_epi8(_mm512_permutex2var_epi32(qa, odd_first, qb)));
+      *place(out.scales, rows, row, k, dim, 32) = something ? amax / 127 : 0;
+      *place(out.offset16, rows, row, k, dim, 32) = -16 * sum;
+      *place(out.offset128, rows, row, k, dim, 32) = -128 * sum;
+    }
+  }
+}
+
+// Four rows' four E8M0 bytes per group, for groups 4g .. 4g+3, as scales in lanes (block, row).
+inline void scales_of_rows(const std::uint8_t* const* row, std::int64_t group, std::int64_t groups,
+                           __m512* out) {
+  __m128i r[4];
+  const auto mask = static_cast<__mmask16>(groups >= 4 ? 0xffff : (1 << (4 * groups)) - 1);
+  for (int i = 0; i < 4; ++i) r[i] = _mm_maskz_loadu_epi8(mask, row[i] + 4 * group);
+  const __m128i a = _mm_unpacklo_epi32(r[0], r[1]), b = _mm_unpacklo_epi32(r[2], r[3]);
+  const __m128i c = _mm_unpackhi_epi32(r[0], r[1]), d = _mm_unpackhi_epi32(r[2], r[3]);
+  const __m128i by_group[4] = {_mm_unpacklo_epi64(a, b), _mm_unpackhi_epi64(a, b), _mm_unpacklo_epi64(c, d),
+                               _mm_unpackhi_epi64(c, d)};
+  const __m128i block_major = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (int i = 0; i < 4; ++i)
+    out[i] = half_scale(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(by_group[i], block_major)));
+}
+
+// T tokens against FP4 rows as they are stored.
+template <int T>
+inline void multiply_fused(const GemmArgs& p) {
+  const Linear& w = *p.weight;
+  const std::int64_t groups = w.in / kGroup;
+  std::int64_t x_row[T];
+  for (int t = 0; t < T; ++t) x_row[t] = input_row(p, t);
+  // Of four rows, dots[row][group][t]: 4 lanes a block; scales[group].
+  auto* dots = scratch<__m512i, 0>(4 * groups * T);
+  auto* scales = scratch<__m512, 1>(groups + 3);
+  const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  for (std::int64_t row = p.row_begin; row < p.row_end; row += 4) {
+    const std::int64_t rows = std::min<std::int64_t>(4, p.row_end - row);
+    const std::uint8_t* scale_bytes[4];
+    for (std::int64_t r = 0; r < 4; ++r) {
+      const std::int64_t real = row + std::min(r, rows - 1);
+      scale_bytes[r] = w.scale + real * (w.in / 32);
+      const std::byte* bytes = w.weight + real * (w.in / 2);
+      __m512i* to = dots + r * groups * T;
+      for (std::int64_t g = 0; g < groups; ++g, bytes += 64, to += T) {
+        const __m512i codes = _mm512_loadu_si512(bytes);
+        _mm_prefetch(reinterpret_cast<const char*>(bytes) + kAhead, _MM_HINT_T0);
+        const __m512i even = offset_values(codes), odd = offset_values(high_nibbles(codes));
+        for (int t = 0; t < T; ++t) {
+          const std::int8_t* x = place(p.int8->codes, p.packed_rows, x_row[t], g * kGroup, w.in, 1);
+          const __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(x));
+          to[t] = _mm512_dpbusd_epi32(sum, odd, _mm512_loadu_si512(x + 64));
+        }
+      }
+    }
+    for (std::int64_t g = 0; g < groups; g += 4) scales_of_rows(scale_bytes, g, groups - g, scales + g);
+    __m512 chains[T];
+    for (int t = 0; t < T; ++t) chains[t] = _mm512_setzero_ps();
+    for (std::int64_t g = 0; g < groups; ++g) {
+      for (int t = 0; t < T; ++t) {
+        const __m512i* d = dots + g * T + t;
+        const std::int64_t next = groups * T;
+        const __m512i ab =
+            _mm512_add_epi32(_mm512_unpacklo_epi32(d[0], d[next]), _mm512_unpackhi_epi32(d[0], d[next]));
+        const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(d[2 * next], d[3 * next]),
+                                            _mm512_unpackhi_epi32(d[2 * next], d[3 * next]));
+        const __m512i dot = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        const auto* offset = place(p.int8->offset16, p.packed_rows, x_row[t], g * kGroup, w.in, 32);
+        const auto* x_scale = place(p.int8->scales, p.packed_rows, x_row[t], g * kGroup, w.in, 32);
+        const __m512i whole = _mm512_add_epi32(
+            dot,
+            _mm512_permutexvar_epi32(
+                spread, _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offset)))));
+        const __m512 scale = _mm512_mul_ps(
+            scales[g], _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(_mm_loadu_ps(x_scale))));
+        chains[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, chains[t]);
+      }
+    }
+    const auto mask = static_cast<__mmask8>((1U << rows) - 1);
+    for (int t = 0; t < T; ++t) {
+      // Chains 0 + 2 and 1 + 3, then the two.
+      const __m256 half =
+          _mm256_add_ps(_mm512_castps512_ps256(chains[t]), _mm512_extractf32x8_ps(chains[t], 1));
+      __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+      float* y = output(p, t) + row;
+      if (p.accumulate) sum = _mm_add_ps(_mm_maskz_loadu_ps(mask, y), sum);
+      _mm_mask_storeu_ps(y, mask, sum);
+    }
+  }
+}
+
+// 16 vectors of 16 dwords become each other's columns.
+inline void transpose(__m512i* v) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // v[4 q + i], lane group l: column 4 l + i of rows 4 q .. 4 q + 3
+  for (int i = 0; i < 4; ++i) {
+    const __m512i a = _mm512_shuffle_i32x4(v[i], v[4 + i], 0x88),
+                  b = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0x88);
+    const __m512i c = _mm512_shuffle_i32x4(v[i], v[4 + i], 0xdd),
+                  d = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0xdd);
+    t[i] = _mm512_shuffle_i32x4(a, b, 0x88);
+    t[8 + i] = _mm512_shuffle_i32x4(a, b, 0xdd);
+    t[4 + i] = _mm512_shuffle_i32x4(c, d, 0x88);
+    t[12 + i] = _mm512_shuffle_i32x4(c, d, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) v[i] = t[i];
+}
+
+// Where a tile's codes and scales are: FP4 transposed into a panel, or int8 as packed.
+struct Fp4Tile {
+  const std::uint8_t* codes;  // [blocks of K][512]
+  const float* scale_rows;    // [blocks of K][16]
+  static const std::int32_t* offsets(const Int8Input& x) { return x.offset16; }
+  const std::uint8_t* block(std::int64_t k, std::int64_t /*groups*/, std::int64_t at) const {
+    return codes + (k / 32 + at) * 512;
+  }
+  __m512 scale(std::int64_t k, std::int64_t /*groups*/, std::int64_t at) const {
+    return _mm512_load_ps(scale_rows + (k / 32 + at) * 16);
+  }
+};
+struct Int8Tile {
+  const std::byte* bytes;
+  static const std::int32_t* offsets(const Int8Input& x) { return x.offset128; }
+  const std::uint8_t* block(std::int64_t k, std::int64_t /*groups*/, std::int64_t at) const {
+    return reinterpret_cast<const std::uint8_t*>(bytes + Int8Tiles::bytes(k) + at * Int8Tiles::kCodeBytes);
+  }
+  __m512 scale(std::int64_t k, std::int64_t groups, std::int64_t at) const {
+    const std::byte* from =
+        bytes + Int8Tiles::bytes(k) + groups * 4 * Int8Tiles::kCodeBytes + at * Int8Tiles::kScaleBytes;
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+};
+
+inline std::int32_t four_bytes(const std::int8_t* p) {
+  std::int32_t v;
+  std::memcpy(&v, p, 4);
+  return v;
+}
+
+// Rows [row, row + rows) of T tokens from a tile of 16 rows, of which they begin at `lane`.
+template <class Tile, int T>
+inline void multiply_tile(const GemmArgs& p, const Tile& tile, std::int64_t row, std::int64_t rows,
+                          std::int64_t lane, std::int64_t first_token) {
+  const std::int64_t depth = p.weight->in;
+  alignas(64) float chains[4][T][16] = {};
+  std::int64_t x_row[T];
+  for (int t = 0; t < T; ++t) x_row[t] = input_row(p, first_token + t);
+  for (std::int64_t k = 0; k < depth; k += kPackedDepth) {
+    const std::int64_t here = std::min(kPackedDepth, depth - k), groups = here / kGroup;
+    const std::int8_t* x[T];
+    const std::int32_t* offset[T];
+    const float* x_scale[T];
+    for (int t = 0; t < T; ++t) {
+      const std::int64_t at = k * p.packed_rows + x_row[t] * here;
+      x[t] = p.int8->codes + at;
+      offset[t] = Tile::offsets(*p.int8) + at / 32;
+      x_scale[t] = p.int8->scales + at / 32;
+    }
+    for (std::int64_t chain = 0; chain < 4; ++chain) {
+      __m512 sum[T];
+      for (int t = 0; t < T; ++t) sum[t] = _mm512_load_ps(chains[chain][t]);
+      for (std::int64_t group = 0; group < groups; ++group) {
+        const std::int64_t at = chain * groups + group, block = group * 4 + chain;
+        const std::uint8_t* codes = tile.block(k, groups, at);
+        const __m512 scale = tile.scale(k, groups, at);
+        __m512i w[8];
+        for (int i = 0; i < 8; ++i) w[i] = _mm512_loadu_si512(codes + i * 64);
+        if constexpr (T <= 2) {
+          for (int i = 0; i < 8; ++i)
+            _mm_prefetch(reinterpret_cast<const char*>(codes) + kAhead + i * 64, _MM_HINT_T0);
+        }
+#pragma GCC unroll 12
+        for (int t = 0; t < T; ++t) {
+          const std::int8_t* in = x[t] + group * kGroup + chain * 16;
+          __m512i dot = _mm512_set1_epi32(offset[t][block]);
+          for (int i = 0; i < 4; ++i)
+            dot = _mm512_dpbusd_epi32(dot, w[i], _mm512_set1_epi32(four_bytes(in + 4 * i)));
+          for (int i = 0; i < 4; ++i)
+            dot = _mm512_dpbusd_epi32(dot, w[4 + i], _mm512_set1_epi32(four_bytes(in + 64 + 4 * i)));
+          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
+                                   _mm512_mul_ps(scale, _mm512_set1_ps(x_scale[t][block])), sum[t]);
+        }
+      }
+      for (int t = 0; t < T; ++t) _mm512_store_ps(chains[chain][t], sum[t]);
+    }
+  }
+  const auto mask = static_cast<__mmask16>((1U << rows) - 1);
+  const __m512i lanes =
+      _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                       _mm512_set1_epi32(static_cast<int>(lane)));
+  for (int t = 0; t < T; ++t) {
+    __m512 sum = _mm512_add_ps(_mm512_add_ps(_mm512_load_ps(chains[0][t]), _mm512_load_ps(chains[2][t])),
+                               _mm512_add_ps(_mm512_load_ps(chains[1][t]), _mm512_load_ps(chains[3][t])));
+    sum = _mm512_permutexvar_ps(lanes, sum);
+    float* y = output(p, first_token + t) + row;
+    if (p.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
+    _mm512_mask_storeu_ps(y, mask, sum);
+  }
+}
+
+template <class Tile>
+inline void multiply_tokens(const GemmArgs& p, const Tile& tile, std::int64_t row, std::int64_t rows,
+                            std::int64_t lane) {
+  const std::int64_t tiles = (p.n_tokens + kTokens - 1) / kTokens;
+  for (std::int64_t i = 0, t = 0; i < tiles; ++i) {
+    const std::int64_t next = (i + 1) * p.n_tokens / tiles;
+    switch (next - t) {
+#define HADAL_TOKENS(n)                                  \
+  case n:                                                \
+    multiply_tile<Tile, n>(p, tile, row, rows, lane, t); \
+    break;
+      HADAL_TOKENS(1)
+      HADAL_TOKENS(2)
+      HADAL_TOKENS(3)
+      HADAL_TOKENS(4)
+      HADAL_TOKENS(5)
+      HADAL_TOKENS(6)
+      HADAL_TOKENS(7)
+      HADAL_TOKENS(8)
+      HADAL_TOKENS(9)
+      HADAL_TOKENS(10)
+      HADAL_TOKENS(11)
+      HADAL_TOKENS(12)
+#undef HADAL_TOKENS
+      default:
+        break;
+    }
+    t = next;
+  }
+}
+
+// 16 rows of FP4 into a panel in the order of int8_tiles.h.
+inline void unpack_fp4(const Linear& w, std::int64_t row, std::int64_t rows, std::uint8_t* codes,
+                       float* scales) {
+  const std::byte* source[16];
+  const std::uint8_t* scale[16];
+  for (std::int64_t r = 0; r < 16; ++r) {
+    const std::int64_t real = row + std::min(r, rows - 1);
+    source[r] = w.weight + real * (w.in / 2);
+    scale[r] = w.scale + real * (w.in / 32);
+  }
+  for (std::int64_t k = 0; k < w.in; k += kGroup) {
+    const std::int64_t block = k / kPackedDepth * kPackedDepth;
+    const std::int64_t groups = std::min(kPackedDepth, w.in - block) / kGroup, group = (k - block) / kGroup;
+    __m512i v[16];
+    for (int r = 0; r < 16; ++r) v[r] = _mm512_loadu_si512(source[r] + k / 2);
+    transpose(v);  // v[d]: dword d of every row, the entries 8 d .. 8 d + 7
+    for (std::int64_t chain = 0; chain < 4; ++chain) {
+      std::uint8_t* to = codes + (block / 32 + chain * groups + group) * 512;
+      for (int i = 0; i < 4; ++i) {
+        _mm512_store_si512(to + i * 64, offset_values(v[chain * 4 + i]));
+        _mm512_store_si512(to + 256 + i * 64, offset_values(high_nibbles(v[chain * 4 + i])));
+      }
+    }
+  }
+  // Scale bytes of 64 blocks at a time: a dword is a group.
+  for (std::int64_t first = 0; first < w.in / 32; first += 64) {
+    const std::int64_t count = std::min<std::int64_t>(64, w.in / 32 - first);
+    const __mmask64 mask = count == 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
+    __m512i v[16];
+    for (int r = 0; r < 16; ++r) v[r] = _mm512_maskz_loadu_epi8(mask, scale[r] + first);
+    transpose(v);
+    for (std::int64_t g = 0; g < count / 4; ++g) {
+      const std::int64_t k = (first + g * 4) * 32, block = k / kPackedDepth * kPackedDepth;
+      const std::int64_t groups = std::min(kPackedDepth, w.in - block) / kGroup, group = (k - block) / kGroup;
+      for (std::int64_t chain = 0; chain < 4; ++chain) {
+        const __m512i bytes =
+            _mm512_and_si512(_mm512_srl_epi32(v[g], _mm_cvtsi64_si128(8 * chain)), _mm512_set1_epi32(255));
+        _mm512_store_ps(scales + (block / 32 + chain * groups + group) * 16, half_scale(bytes));
+      }
+    }
+  }
+}
+
+void gemm_int8(const GemmArgs& p) {
+  const Linear& w = *p.weight;
+  if (w.format == Linear::Format::fp4) {
+    switch (p.n_tokens) {
+      case 1:
+        return multiply_fused<1>(p);
+      case 2:
+        return multiply_fused<2>(p);
+      case 3:
+        return multiply_fused<3>(p);
+      case kFused:
+        return multiply_fused<kFused>(p);
+      default:
+        break;
+    }
+    auto* codes = scratch<std::uint8_t, 2>(16 * w.in);
+    auto* scales = scratch<float, 3>(w.in / 2);
+    for (std::int64_t row = p.row_begin; row < p.row_end; row += 16) {
+      const std::int64_t rows = std::min<std::int64_t>(16, p.row_end - row);
+      unpack_fp4(w, row, rows, codes, scales);
+      multiply_tokens(p, Fp4Tile{codes, scales}, row, rows, 0);
+    }
+    return;
+  }
+  for (std::int64_t row = p.row_begin; row < p.row_end;) {
+    const std::int64_t tile = row / 16, end = std::min(p.row_end, (tile + 1) * 16);
+    multiply_tokens(p, Int8Tile{p.int8_tiles + tile * Int8Tiles::bytes(w.in)}, row, end - row,
+                    row - tile * 16);
+    row = end;
+  }
+}
+
+}  // namespace
+}  // namespace hadal::cpu::avx512vnni
+HADAL_TARGET_END
+
+namespace hadal::cpu::avx512vnni {
+
+bool supported() {
+  return avx512::supported() && __builtin_cpu_supports("avx512vnni");
+}
+
+void install(Kernels& table) {
+  table.round_input_int8 = round_input_int8;
+  table.gemm_int8 = gemm_int8;
+}
+
+}  // namespace hadal::cpu::avx512vnni
+
+#endif
