@@ -138,38 +138,52 @@ inline void multiply_fused(const GemmArgs& p) {
       scale_bytes[r] = w.scale + real * (w.in / 32);
       const std::byte* bytes = w.weight + real * (w.in / 2);
       __m512i* to = dots + r * groups * T;
-      for (std::int64_t g = 0; g < groups; ++g, bytes += 64, to += T) {
-        const __m512i codes = _mm512_loadu_si512(bytes);
-        _mm_prefetch(reinterpret_cast<const char*>(bytes) + kAhead, _MM_HINT_T0);
-        const __m512i even = offset_values(codes), odd = offset_values(high_nibbles(codes));
-        for (int t = 0; t < T; ++t) {
-          const std::int8_t* x = place(p.int8->codes, p.packed_rows, x_row[t], g * kGroup, w.in, 1);
-          const __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(x));
-          to[t] = _mm512_dpbusd_epi32(sum, odd, _mm512_loadu_si512(x + 64));
+      for (std::int64_t k = 0; k < w.in; k += kPackedDepth) {
+        const std::int64_t here = std::min(kPackedDepth, w.in - k);
+        const std::int8_t* x[T];
+        for (int t = 0; t < T; ++t) x[t] = p.int8->codes + k * p.packed_rows + x_row[t] * here;
+        for (std::int64_t at = 0; at < here; at += kGroup, bytes += 64, to += T) {
+          const __m512i codes = _mm512_loadu_si512(bytes);
+          _mm_prefetch(reinterpret_cast<const char*>(bytes) + kAhead, _MM_HINT_T0);
+          const __m512i even = offset_values(codes), odd = offset_values(high_nibbles(codes));
+          for (int t = 0; t < T; ++t) {
+            const __m512i sum =
+                _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(x[t] + at));
+            to[t] = _mm512_dpbusd_epi32(sum, odd, _mm512_loadu_si512(x[t] + at + 64));
+          }
         }
       }
     }
     for (std::int64_t g = 0; g < groups; g += 4) scales_of_rows(scale_bytes, g, groups - g, scales + g);
     __m512 chains[T];
     for (int t = 0; t < T; ++t) chains[t] = _mm512_setzero_ps();
-    for (std::int64_t g = 0; g < groups; ++g) {
+    const __m512i* d = dots;
+    const __m512* scale = scales;
+    const std::int64_t next = groups * T;  // from row to row
+    for (std::int64_t k = 0; k < w.in; k += kPackedDepth) {
+      const std::int64_t here = std::min(kPackedDepth, w.in - k);
+      const std::int32_t* offset[T];
+      const float* x_scale[T];
       for (int t = 0; t < T; ++t) {
-        const __m512i* d = dots + g * T + t;
-        const std::int64_t next = groups * T;
-        const __m512i ab =
-            _mm512_add_epi32(_mm512_unpacklo_epi32(d[0], d[next]), _mm512_unpackhi_epi32(d[0], d[next]));
-        const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(d[2 * next], d[3 * next]),
-                                            _mm512_unpackhi_epi32(d[2 * next], d[3 * next]));
-        const __m512i dot = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-        const auto* offset = place(p.int8->offset16, p.packed_rows, x_row[t], g * kGroup, w.in, 32);
-        const auto* x_scale = place(p.int8->scales, p.packed_rows, x_row[t], g * kGroup, w.in, 32);
-        const __m512i whole = _mm512_add_epi32(
-            dot,
-            _mm512_permutexvar_epi32(
-                spread, _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offset)))));
-        const __m512 scale = _mm512_mul_ps(
-            scales[g], _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(_mm_loadu_ps(x_scale))));
-        chains[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scale, chains[t]);
+        const std::int64_t first = (k * p.packed_rows + x_row[t] * here) / 32;
+        offset[t] = p.int8->offset16 + first;
+        x_scale[t] = p.int8->scales + first;
+      }
+      for (std::int64_t block = 0; block < here / 32; block += 4, ++scale) {
+        for (int t = 0; t < T; ++t, ++d) {
+          const __m512i ab =
+              _mm512_add_epi32(_mm512_unpacklo_epi32(d[0], d[next]), _mm512_unpackhi_epi32(d[0], d[next]));
+          const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(d[2 * next], d[3 * next]),
+                                              _mm512_unpackhi_epi32(d[2 * next], d[3 * next]));
+          const __m512i dot = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+          const __m128i offsets = _mm_loadu_si128(reinterpret_cast<const __m128i*>(offset[t] + block));
+          const __m512i whole =
+              _mm512_add_epi32(dot, _mm512_permutexvar_epi32(spread, _mm512_castsi128_si512(offsets)));
+          const __m128 input_scales = _mm_loadu_ps(x_scale[t] + block);
+          const __m512 both =
+              _mm512_mul_ps(*scale, _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(input_scales)));
+          chains[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), both, chains[t]);
+        }
       }
     }
     const auto mask = static_cast<__mmask8>((1U << rows) - 1);
