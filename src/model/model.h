@@ -30,7 +30,7 @@ class Model {
   const Config& config() const;
   const Weights& weights() const;
   const Checkpoint& checkpoint() const;
-  const StateLayout& state_layout() const;
+  const StateLayout& state_layout(StateFormat format = StateFormat::f32) const;
   const RotaryFrequencies& sliding_frequencies() const;
   const RotaryFrequencies& compress_frequencies() const;
   // Whether any linear is stored in FP8 or FP4, so that `official` differs from `qsim`.

@@ -53,7 +53,7 @@ void Backend::run(const CompressParams& p) {
 }
 
 void Backend::run(const IndexScoresParams& p) {
-  HADAL_CHECK(static_cast<std::int64_t>(p.visible.size()) == p.n_tokens && p.rows.dim == p.dim);
+  HADAL_CHECK(static_cast<std::int64_t>(p.visible.size()) == p.n_tokens && p.rows.shape.dim == p.dim);
   if (p.n_tokens > 0) index_scores(p);
 }
 

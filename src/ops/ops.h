@@ -7,6 +7,7 @@
 #include <span>
 
 #include "ops/linear.h"
+#include "ops/row_format.h"
 
 namespace hadal {
 
@@ -83,15 +84,6 @@ struct CompressParams {
   const float* values = nullptr;  // [(has_previous + n_blocks) * m, o * c'], o = overlap ? 2 : 1
   const float* gates = nullptr;   // same shape, position bias added
   float* out = nullptr;           // [n_blocks, c']
-};
-
-// Rows kept in pages of equal capacity: row i is at pages[i / per_page] + offset + (i % per_page) * dim.
-struct PagedRows {
-  const float* const* pages = nullptr;
-  std::int64_t offset = 0;
-  std::int64_t per_page = 1;
-  std::int64_t dim = 0;
-  const float* row(std::int64_t i) const { return pages[i / per_page] + offset + (i % per_page) * dim; }
 };
 
 // scores[t][b] = sum_h weights[t][h] * relu(q[t][h] . rows[b]) for b < visible[t]; the rest is untouched.

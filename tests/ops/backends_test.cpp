@@ -203,17 +203,24 @@ TEST_P(BackendTest, SparseAttentionMatchesReference) {
 TEST_P(BackendTest, IndexScoresAndTopKMatchReference) {
   const std::int64_t heads = 5, dim = 64, per_page = 32, pages = 3, tokens = 4;
   std::vector<std::vector<float>> storage;
-  std::vector<const float*> page;
+  std::vector<const std::byte*> page;
   for (unsigned i = 0; i < pages; ++i)
     storage.push_back(normal(static_cast<std::size_t>(per_page * dim + 7), 20 + i));
-  for (const auto& s : storage) page.push_back(s.data());
+  for (const auto& s : storage) page.push_back(reinterpret_cast<const std::byte*>(s.data()));
   const auto q = normal(static_cast<std::size_t>(tokens * heads * dim), 30),
              weights = normal(static_cast<std::size_t>(tokens * heads), 31);
   const std::vector<std::int64_t> visible = {0, 1, 50, 96};
   std::vector<float> expected(tokens * 96, -1), actual(expected);
   const auto params = [&](float* out) {
-    return IndexScoresParams{tokens,  heads, dim, q.data(), weights.data(), {page.data(), 7, per_page, dim},
-                             visible, 96,    out};
+    return IndexScoresParams{tokens,
+                             heads,
+                             dim,
+                             q.data(),
+                             weights.data(),
+                             {page.data(), 7 * 4, per_page, {RowFormat::f32, dim, 0}},
+                             visible,
+                             96,
+                             out};
   };
   ref::index_scores(params(expected.data()), pool_);
   backend_->run(params(actual.data()));

@@ -9,14 +9,16 @@ namespace hadal::ref {
 
 void index_scores(const IndexScoresParams& p, ThreadPool& pool) {
   pool.parallel_for(p.n_tokens, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> row(static_cast<std::size_t>(p.dim));
     for (std::int64_t t = begin; t < end; ++t) {
       for (std::int64_t b = 0; b < p.visible[static_cast<std::size_t>(t)]; ++b) {
-        const float* row = p.rows.row(b);
+        p.rows.load(b, row.data());
         double score = 0;
         for (std::int64_t h = 0; h < p.heads; ++h) {
           const float* q = p.q + (t * p.heads + h) * p.dim;
           double dot = 0;
-          for (std::int64_t i = 0; i < p.dim; ++i) dot += double{q[i]} * double{row[i]};
+          for (std::int64_t i = 0; i < p.dim; ++i)
+            dot += double{q[i]} * double{row[static_cast<std::size_t>(i)]};
           score += std::max(dot, 0.0) * double{p.weights[t * p.heads + h]};
         }
         p.scores[t * p.stride + b] = static_cast<float>(score);
