@@ -105,10 +105,10 @@ Json number(double value) {
 }
 
 std::int64_t fixed_state_bytes(const StateLayout& layout) {
-  return 4 * layout.fixed_floats;
+  return layout.fixed_bytes;
 }
 double page_bytes_per_token(const StateLayout& layout) {
-  return 4.0 * static_cast<double>(layout.page_floats) / static_cast<double>(kPageTokens);
+  return static_cast<double>(layout.page_bytes) / static_cast<double>(kPageTokens);
 }
 
 // Tokens of one sequence that fit beside the weights, by hadal's own state; none when the weights do not fit.
@@ -116,7 +116,7 @@ std::optional<std::int64_t> tokens_that_fit(const Report& report, const Memory& 
   if (!report.config || !report.inventory || memory.available < report.inventory->bytes) return std::nullopt;
   const StateLayout layout(*report.config);
   const std::int64_t left = memory.available - report.inventory->bytes - fixed_state_bytes(layout);
-  if (left < 0 || layout.page_floats == 0) return left < 0 ? 0 : report.context;
+  if (left < 0 || layout.page_bytes == 0) return left < 0 ? 0 : report.context;
   const double tokens = static_cast<double>(left) / page_bytes_per_token(layout);
   return std::min(report.context, static_cast<std::int64_t>(tokens));
 }

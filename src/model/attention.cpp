@@ -19,7 +19,7 @@ RowLists gather_rows(const Forward& f, std::int64_t block, const float* kv, cons
                      const std::int32_t* selected) {
   const StateLayout& layout = f.segments[0].state->layout();
   const BlockStateLayout& block_layout = layout.blocks[static_cast<std::size_t>(block)];
-  const std::int64_t w = layout.window_rows, c = layout.head_dim;
+  const std::int64_t w = layout.window_rows, c = layout.row.dim;
   const std::int64_t chosen = selected != nullptr ? f.config.index_topk : 0;
 
   RowLists lists;
@@ -37,16 +37,24 @@ RowLists gather_rows(const Forward& f, std::int64_t block, const float* kv, cons
   lists.rows = f.arena.take<const float*>(lists.begin[f.n_tokens()]);
   const float** at = lists.rows;
   for (const Segment& s : f.segments) {
-    const float* ring = s.state->fixed(block_layout.window);
+    const std::byte* ring = s.state->fixed(block_layout.window);
     const PagedRows pages = s.state->paged_rows(block_layout.rows);
+    const auto row_at = [&](const std::byte* rows, std::int64_t i) -> const float* {
+      if (layout.row.format == RowFormat::f32) return reinterpret_cast<const float*>(rows) + i * c;
+      float* row = f.arena.take<float>(c);
+      load_row(layout.row, rows, i, row);
+      return row;
+    };
     for (std::int64_t i = 0; i < s.count; ++i) {
       const std::int64_t t = s.begin + i, position = s.start + i;
       for (std::int64_t p = std::max<std::int64_t>(0, position - w + 1); p <= position; ++p) {
-        *at++ = p < s.start ? ring + p % w * c : kv + (s.begin + p - s.start) * c;
+        *at++ = p < s.start ? row_at(ring, p % w) : kv + (s.begin + p - s.start) * c;
       }
       const std::int64_t compressed = lists.begin[t + 1] - lists.begin[t] - std::min(w, position + 1);
-      for (std::int64_t j = 0; j < compressed; ++j)
-        *at++ = pages.row(selected != nullptr ? selected[t * chosen + j] : j);
+      for (std::int64_t j = 0; j < compressed; ++j) {
+        const std::int64_t b = selected != nullptr ? selected[t * chosen + j] : j;
+        *at++ = row_at(pages.page_of(b), b % pages.per_page);
+      }
     }
   }
   return lists;
@@ -55,11 +63,11 @@ RowLists gather_rows(const Forward& f, std::int64_t block, const float* kv, cons
 // The last w of the new rows take their places in the ring.
 void store_window(const Forward& f, std::int64_t block, const float* kv) {
   const StateLayout& layout = f.segments[0].state->layout();
-  const std::int64_t w = layout.window_rows, c = layout.head_dim;
+  const std::int64_t w = layout.window_rows, c = layout.row.dim;
   for (const Segment& s : f.segments) {
-    float* ring = s.state->fixed(layout.blocks[static_cast<std::size_t>(block)].window);
+    std::byte* ring = s.state->fixed(layout.blocks[static_cast<std::size_t>(block)].window);
     for (std::int64_t i = std::max<std::int64_t>(0, s.count - w); i < s.count; ++i) {
-      std::copy_n(kv + (s.begin + i) * c, c, ring + (s.start + i) % w * c);
+      store_row(layout.row, kv + (s.begin + i) * c, ring, (s.start + i) % w);
     }
   }
 }
@@ -90,7 +98,7 @@ void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, 
   f.linear(w.wkv, x, n, kv);
   f.rms_norm(kv, w.kv_norm.data(), n, c, kv);
   f.backend.run(RopeParams{n, 1, c, r, cos, sin, false, kv});
-  if (f.simulate_cache()) f.backend.run(QuantiseParams{QuantiseParams::Format::e4m3_64, n, c, c - r, kv});
+  f.round_cache_rows(n, kv);
   f.watch("attn.kv_window", kv, {n, c});
 
   std::int64_t* visible = nullptr;  // [T]: row b may be seen from token t iff b < (t + 1) / m

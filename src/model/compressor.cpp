@@ -12,7 +12,7 @@ void compress_tokens(const Forward& f, std::int64_t block, const CompressorPlan&
   const auto& layout = f.segments[0].state->layout().blocks[static_cast<std::size_t>(block)];
   const TailLayout& tail = layout.*plan.tail;
   const RowsLayout& rows = layout.*plan.rows;
-  const std::int64_t m = tail.ratio, wide = tail.wide, dim = rows.dim;
+  const std::int64_t m = tail.ratio, wide = tail.wide, dim = rows.shape.dim;
 
   // Of every token: its value k = wkv x and its gate g = wgate x, both [T, o*c'].
   float* k = f.arena.take<float>(f.n_tokens() * wide);
@@ -26,8 +26,8 @@ void compress_tokens(const Forward& f, std::int64_t block, const CompressorPlan&
     const std::int64_t kept = tail.rows(s.start), total = kept + s.count;
     float* values = f.arena.take<float>(total * wide);
     float* gates = f.arena.take<float>(total * wide);
-    std::copy_n(s.state->fixed(tail.values), kept * wide, values);
-    std::copy_n(s.state->fixed(tail.gates), kept * wide, gates);
+    std::copy_n(s.state->fixed_floats(tail.values), kept * wide, values);
+    std::copy_n(s.state->fixed_floats(tail.gates), kept * wide, gates);
     std::copy_n(k + s.begin * wide, s.count * wide, values + kept * wide);
     for (std::int64_t i = 0; i < s.count; ++i) {
       const float* bias = w.ape.data() + (s.start + i) % m * wide;
@@ -55,18 +55,16 @@ void compress_tokens(const Forward& f, std::int64_t block, const CompressorPlan&
         f.backend.run(HadamardParams{n_blocks, dim, out});
         if (f.simulate_cache())
           f.backend.run(QuantiseParams{QuantiseParams::Format::e2m1_32, n_blocks, dim, dim, out});
-      } else if (f.simulate_cache()) {
-        f.backend.run(QuantiseParams{QuantiseParams::Format::e4m3_64, n_blocks, dim, dim - rope_dim, out});
+      } else {
+        f.round_cache_rows(n_blocks, out);
       }
       f.watch(plan.tap_name, out, {n_blocks, dim});
-      for (std::int64_t b = 0; b < n_blocks; ++b) {
-        std::copy_n(out + b * dim, dim, s.state->writable_row(rows, first_block + b));
-      }
+      for (std::int64_t b = 0; b < n_blocks; ++b) s.state->store(rows, first_block + b, out + b * dim);
     }
 
     const std::int64_t keep = tail.rows(s.start + s.count);
-    std::copy_n(values + (total - keep) * wide, keep * wide, s.state->fixed(tail.values));
-    std::copy_n(gates + (total - keep) * wide, keep * wide, s.state->fixed(tail.gates));
+    std::copy_n(values + (total - keep) * wide, keep * wide, s.state->fixed_floats(tail.values));
+    std::copy_n(gates + (total - keep) * wide, keep * wide, s.state->fixed_floats(tail.gates));
   }
 }
 

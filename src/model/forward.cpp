@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include "base/check.h"
+#include "tensor/codec.h"
+
 namespace hadal {
 
 std::string_view to_string(Numerics numerics) {
@@ -24,6 +27,19 @@ Result<Numerics> numerics_from_string(std::string_view name) {
   }
   return fail(ErrorCode::invalid_argument,
               fmt::format("numerics '{}': there are exact, qsim, official and int8", name));
+}
+
+void Forward::round_cache_rows(std::int64_t rows, float* x) const {
+  const RowShape& shape = segments[0].state->layout().row;
+  const std::int64_t c = config.head_dim, nope = c - config.qk_rope_head_dim;
+  // Without simulated quantisation nothing but float32 holds the values.
+  HADAL_CHECK(simulate_cache() || shape.format == RowFormat::f32);
+  if (!simulate_cache()) return;
+  backend.run(QuantiseParams{QuantiseParams::Format::e4m3_64, rows, c, nope, x});
+  if (shape.format == RowFormat::f32) return;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t i = nope; i < c; ++i) x[row * c + i] = bf16_to_f32(f32_to_bf16(x[row * c + i]));
+  }
 }
 
 }  // namespace hadal

@@ -71,6 +71,8 @@ struct Forward {
   void rms_norm(const float* x, const float* weight, std::int64_t rows, std::int64_t dim, float* out) const {
     backend.run(RmsNormParams{rows, dim, x, weight, static_cast<float>(config.rms_norm_eps), out});
   }
+  // KV rows [rows, c] rounded to what the caches of these numerics and this state keep.
+  void round_cache_rows(std::int64_t rows, float* x) const;
   void watch(const char* name, const float* data, const Shape& shape) const {
     if (tap != nullptr) tap->floats(tap_prefix + name, data, shape);
   }

@@ -39,24 +39,22 @@ void select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, 
   for (std::int64_t i = 0; i < n * heads; ++i) weights[i] *= scale;
   f.watch("attn.indexer.weights", weights, {n, heads});
 
-  // Scores of a few tokens at a time: at a million tokens of context one token has 250,000 of them.
-  constexpr std::int64_t kScores = std::int64_t{16} << 20;
   const RowsLayout& rows = f.segments[0].state->layout().blocks[static_cast<std::size_t>(block)].index_rows;
   for (const Segment& s : f.segments) {
-    const std::int64_t stride =
-        std::max<std::int64_t>(1, visible[static_cast<std::size_t>(s.begin + s.count - 1)]);
-    const std::int64_t at_once = std::clamp<std::int64_t>(kScores / stride, 1, s.count);
+    const auto seen = visible.subspan(static_cast<std::size_t>(s.begin), static_cast<std::size_t>(s.count));
+    const float* own_q = q + s.begin * heads * dim;
+    const float* own_weights = weights + s.begin * heads;
+    const PagedRows paged = s.state->paged_rows(rows);
+    f.backend.run(IndexSelectParams{s.count, heads, dim, top_k, own_q, own_weights, paged, seen,
+                                    selected + s.begin * top_k});
+    if (f.tap == nullptr) continue;
+    // The selection never holds all scores at once; whoever watches gets them computed for that.
     const Arena::Scope segment_scope(f.arena);
-    float* scores = f.arena.take<float>(at_once * stride);
-    for (std::int64_t t = s.begin; t < s.begin + s.count; t += at_once) {
-      const std::int64_t count = std::min(at_once, s.begin + s.count - t);
-      const auto part = visible.subspan(static_cast<std::size_t>(t), static_cast<std::size_t>(count));
-      if (f.tap != nullptr) std::fill_n(scores, count * stride, -std::numeric_limits<float>::infinity());
-      f.backend.run(IndexScoresParams{count, heads, dim, q + t * heads * dim, weights + t * heads,
-                                      s.state->paged_rows(rows), part, stride, scores});
-      f.watch("attn.indexer.scores", scores, {count, stride});
-      f.backend.run(TopKParams{count, top_k, stride, scores, part, selected + t * top_k});
-    }
+    const std::int64_t stride = std::max<std::int64_t>(1, seen.back());
+    float* scores = f.arena.take<float>(s.count * stride);
+    std::fill_n(scores, s.count * stride, -std::numeric_limits<float>::infinity());
+    f.backend.run(IndexScoresParams{s.count, heads, dim, own_q, own_weights, paged, seen, stride, scores});
+    f.watch("attn.indexer.scores", scores, {s.count, stride});
   }
 }
 

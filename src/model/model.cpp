@@ -212,7 +212,8 @@ struct Model::Impl {
   Impl(Config c, Checkpoint files)
       : config(std::move(c)),
         checkpoint(std::move(files)),
-        layout(config),
+        f32_layout(config, StateFormat::f32),
+        compact_layout(config, StateFormat::compact),
         sliding(config.qk_rope_head_dim, config.rope_theta, std::nullopt),
         compress(config.qk_rope_head_dim, config.compress_rope_theta, config.rope_scaling) {}
 
@@ -221,7 +222,7 @@ struct Model::Impl {
   Weights weights;
   std::vector<Buffer<float>> vectors;
   std::vector<Buffer<std::int32_t>> tables;
-  StateLayout layout;
+  StateLayout f32_layout, compact_layout;
   RotaryFrequencies sliding, compress;
   bool quantised = false;
 };
@@ -261,8 +262,8 @@ const Weights& Model::weights() const {
 const Checkpoint& Model::checkpoint() const {
   return impl_->checkpoint;
 }
-const StateLayout& Model::state_layout() const {
-  return impl_->layout;
+const StateLayout& Model::state_layout(StateFormat format) const {
+  return format == StateFormat::f32 ? impl_->f32_layout : impl_->compact_layout;
 }
 const RotaryFrequencies& Model::sliding_frequencies() const {
   return impl_->sliding;

@@ -31,7 +31,7 @@ class Model {
   const Config& config() const;
   const Weights& weights() const;
   const Checkpoint& checkpoint() const;
-  const StateLayout& state_layout() const;
+  const StateLayout& state_layout(StateFormat format = StateFormat::f32) const;
   const RotaryFrequencies& sliding_frequencies() const;
   const RotaryFrequencies& compress_frequencies() const;
   void for_each_linear(const std::function<void(const Linear&)>& visit) const;

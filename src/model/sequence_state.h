@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include <hadal/error.h>
@@ -23,14 +24,22 @@ namespace hadal {
 
 inline constexpr std::int64_t kPageTokens = 128;
 
+// What the rows of a state are kept as.
+enum class StateFormat : std::uint8_t {
+  f32,      // float32, for any numerics
+  compact,  // as the published deployment keeps them: FP8 with BF16 rope entries, the indexer's in FP4
+};
+std::string_view to_string(StateFormat format);
+Result<StateFormat> state_format_from_string(std::string_view name);
+
 // The tokens of a compressor's unfinished block and, with overlap, of the block before it: at a length of t
-// tokens there are rows(t) of them, oldest first. Offsets are floats into the fixed part.
+// tokens there are rows(t) of them, oldest first. Offsets are bytes into the fixed part.
 struct TailLayout {
   std::int64_t ratio = 0;
   bool overlap = false;
   std::int64_t wide = 0;    // channels of a token: o * c'
-  std::int64_t values = 0;  // [capacity, wide]
-  std::int64_t gates = 0;   // [capacity, wide], position bias added
+  std::int64_t values = 0;  // [capacity, wide] floats
+  std::int64_t gates = 0;   // [capacity, wide] floats, position bias added
 
   std::int64_t capacity() const { return overlap ? 2 * ratio - 1 : ratio - 1; }
   std::int64_t rows(std::int64_t length) const {
@@ -40,30 +49,31 @@ struct TailLayout {
 
 // Rows of one kind (attention or index) of one block within a page.
 struct RowsLayout {
-  std::int64_t offset = 0;  // floats into the page
+  std::int64_t offset = 0;  // bytes into the page
   std::int64_t per_page = 0;
-  std::int64_t dim = 0;
+  RowShape shape;
 };
 
 struct BlockStateLayout {
   AttentionKind kind = AttentionKind::sliding;
-  std::int64_t window = 0;  // [w, c], a ring: position p at p % w
+  std::int64_t window = 0;  // w rows at this byte of the fixed part, a ring: position p is row p % w
   TailLayout tail, index_tail;
   RowsLayout rows, index_rows;
 };
 
 struct StateLayout {
-  explicit StateLayout(const Config& config);
+  explicit StateLayout(const Config& config, StateFormat format = StateFormat::f32);
 
+  StateFormat format;
   std::vector<BlockStateLayout> blocks;
   std::int64_t window_rows = 0;   // w
-  std::int64_t head_dim = 0;      // c
-  std::int64_t fixed_floats = 0;  // of a sequence, whatever its length
-  std::int64_t page_floats = 0;   // of kPageTokens tokens
+  RowShape row;                   // window and compressed rows
+  std::int64_t fixed_bytes = 0;   // of a sequence, whatever its length
+  std::int64_t page_bytes = 0;    // of kPageTokens tokens
   std::uint64_t fingerprint = 0;  // of everything above and the config's shapes; guards saved states
 
   std::int64_t bytes(std::int64_t tokens) const {
-    return 4 * (fixed_floats + (tokens + kPageTokens - 1) / kPageTokens * page_floats);
+    return fixed_bytes + (tokens + kPageTokens - 1) / kPageTokens * page_bytes;
   }
 };
 
@@ -81,7 +91,7 @@ class SequenceState {
   std::int64_t mtp_length() const { return mtp_length_; }  // positions of the MTP block
 
   // Remembers this point, which must be a page boundary, so that truncate can come back to it. Costs
-  // 4 * fixed_floats bytes; kept until a truncate to before it.
+  // fixed_bytes; kept until a truncate to before it.
   void keep_checkpoint();
   // Back to `length`: 0, the present length, or a kept checkpoint. Errors: invalid_argument, naming the
   // nearest one.
@@ -89,7 +99,8 @@ class SequenceState {
   std::vector<std::int64_t> checkpoints() const;
 
   // The whole state as a file, and back; what continues is bitwise the same. Checkpoints are not saved.
-  // Errors of load: io, corrupt (truncated, checksum), invalid_argument (another model or numerics).
+  // Errors of load: io, corrupt (truncated, checksum), invalid_argument (another model, state format or
+  // numerics).
   Status save(const std::filesystem::path& path, std::uint64_t numerics_tag) const;
   static Result<SequenceState> load(const StateLayout& layout, const std::filesystem::path& path,
                                     std::uint64_t numerics_tag);
@@ -101,32 +112,34 @@ class SequenceState {
 
   // For the forward. ---------------------------------------------------------------------------------
   const StateLayout& layout() const { return *layout_; }
-  float* fixed(std::int64_t offset) { return fixed_.data() + offset; }
+  std::byte* fixed(std::int64_t offset) { return fixed_.data() + offset; }
+  float* fixed_floats(std::int64_t offset) { return reinterpret_cast<float*>(fixed(offset)); }
   // Makes the pages of positions [length, length + count) exist and belong to this sequence alone.
   void prepare_append(std::int64_t count);
-  // Row `i` of a block, in a page that prepare_append covered.
-  float* writable_row(const RowsLayout& rows, std::int64_t i) {
-    return page_data_[static_cast<std::size_t>(i / rows.per_page)] + rows.offset +
-           i % rows.per_page * rows.dim;
+  // Puts row `i` of a block in its place, in a page that prepare_append covered.
+  void store(const RowsLayout& rows, std::int64_t i, const float* row) {
+    store_row(rows.shape, row, page_data_[static_cast<std::size_t>(i / rows.per_page)] + rows.offset,
+              i % rows.per_page);
   }
   PagedRows paged_rows(const RowsLayout& rows) const {
-    return {page_data_.data(), rows.offset, rows.per_page, rows.dim};
+    return {page_data_.data(), rows.offset, rows.per_page, rows.shape};
   }
   void advance(std::int64_t count) { length_ += count; }
   void advance_mtp(std::int64_t count) { mtp_length_ += count; }
 
  private:
+  using Bytes = Buffer<std::byte>;
   struct Checkpoint {
-    Buffer<float> fixed;
+    Bytes fixed;
     std::int64_t mtp_length = 0;
   };
 
   const StateLayout* layout_;
   std::int64_t length_ = 0;
   std::int64_t mtp_length_ = 0;
-  Buffer<float> fixed_;
-  std::vector<std::shared_ptr<Buffer<float>>> pages_;
-  std::vector<float*> page_data_;  // pages_[i]->data()
+  Bytes fixed_;
+  std::vector<std::shared_ptr<Bytes>> pages_;
+  std::vector<std::byte*> page_data_;  // pages_[i]->data()
   std::map<std::int64_t, std::shared_ptr<const Checkpoint>> checkpoints_;
 };
 

@@ -53,13 +53,14 @@ void Backend::run(const CompressParams& p) {
 }
 
 void Backend::run(const IndexScoresParams& p) {
-  HADAL_CHECK(static_cast<std::int64_t>(p.visible.size()) == p.n_tokens && p.rows.dim == p.dim);
+  HADAL_CHECK(static_cast<std::int64_t>(p.visible.size()) == p.n_tokens && p.rows.shape.dim == p.dim);
   if (p.n_tokens > 0) index_scores(p);
 }
 
-void Backend::run(const TopKParams& p) {
-  HADAL_CHECK(static_cast<std::int64_t>(p.visible.size()) == p.n_tokens && p.k > 0);
-  if (p.n_tokens > 0) top_k(p);
+void Backend::run(const IndexSelectParams& p) {
+  HADAL_CHECK(static_cast<std::int64_t>(p.visible.size()) == p.n_tokens && p.rows.shape.dim == p.dim);
+  HADAL_CHECK(p.k > 0);
+  if (p.n_tokens > 0) index_select(p);
 }
 
 void Backend::run(const SparseAttentionParams& p) {

@@ -34,7 +34,7 @@ class Backend {
   void run(const HadamardParams& p);
   void run(const CompressParams& p);
   void run(const IndexScoresParams& p);
-  void run(const TopKParams& p);
+  void run(const IndexSelectParams& p);
   void run(const SparseAttentionParams& p);
   void run(const HcPreParams& p);
   void run(const HcPostParams& p);
@@ -51,7 +51,7 @@ class Backend {
   virtual void hadamard(const HadamardParams& p) = 0;
   virtual void compress(const CompressParams& p) = 0;
   virtual void index_scores(const IndexScoresParams& p) = 0;
-  virtual void top_k(const TopKParams& p) = 0;
+  virtual void index_select(const IndexSelectParams& p) = 0;
   virtual void sparse_attention(const SparseAttentionParams& p) = 0;
   virtual void hc_pre(const HcPreParams& p) = 0;
   virtual void hc_post(const HcPostParams& p) = 0;

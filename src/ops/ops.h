@@ -7,6 +7,7 @@
 #include <span>
 
 #include "ops/linear.h"
+#include "ops/row_format.h"
 
 namespace hadal {
 
@@ -83,35 +84,34 @@ struct CompressParams {
   float* out = nullptr;           // [n_blocks, c']
 };
 
-// Rows kept in pages of equal capacity: row i is at pages[i / per_page] + offset + (i % per_page) * dim.
-struct PagedRows {
-  const float* const* pages = nullptr;
-  std::int64_t offset = 0;
-  std::int64_t per_page = 1;
-  std::int64_t dim = 0;
-  const float* row(std::int64_t i) const { return pages[i / per_page] + offset + (i % per_page) * dim; }
-};
-
 // scores[t][b] = sum_h weights[t][h] * relu(q[t][h] . rows[b]) for b < visible[t]; the rest is untouched.
+//
+// Over FP4 rows q is numbers that the E2M1 quantiser leaves unchanged (QuantiseParams), every product within
+// a block of 32 and their sum are exact, and the rest has one order in float32: the blocks are added in
+// ascending order, relu (of a NaN: 0), then the heads join in ascending order by fma(weight, dot, score). The
+// bits of a score are therefore the same everywhere, and so is the choice between two close ones.
 struct IndexScoresParams {
   std::int64_t n_tokens = 0;
   std::int64_t heads = 0;
   std::int64_t dim = 0;
-  const float* q = nullptr;        // [T, heads, dim]
-  const float* weights = nullptr;  // [T, heads]
-  PagedRows rows;
+  const float* q = nullptr;               // [T, heads, dim]
+  const float* weights = nullptr;         // [T, heads]
+  PagedRows rows;                         // f32 or fp4_tiles
   std::span<const std::int64_t> visible;  // [T]
   std::int64_t stride = 0;                // of scores
   float* scores = nullptr;                // [T, stride]
 };
 
-// The k best of the first visible[t] scores, lowest index first among equals, sorted by ascending index;
-// all of them when there are at most k.
-struct TopKParams {
+// The k rows of the best scores among the first visible[t], ascending; all of them when there are at most k.
+// The order of preference is total: the larger score (-0 is 0, and a NaN minus infinity), then the lower row.
+struct IndexSelectParams {
   std::int64_t n_tokens = 0;
+  std::int64_t heads = 0;
+  std::int64_t dim = 0;
   std::int64_t k = 0;
-  std::int64_t stride = 0;
-  const float* scores = nullptr;          // [T, stride]
+  const float* q = nullptr;        // [T, heads, dim]
+  const float* weights = nullptr;  // [T, heads]
+  PagedRows rows;
   std::span<const std::int64_t> visible;  // [T]
   std::int32_t* indices = nullptr;        // [T, k], -1 behind the last
 };

@@ -66,13 +66,13 @@ TokenCost token_cost(const Config& config, const StateLayout& layout, std::int64
       rows += static_cast<double>(selects ? config.index_topk : visible);
       if (selects) {
         const auto& index_rows = layout.blocks[static_cast<std::size_t>(block)].index_rows;
-        const double scored = static_cast<double>(visible) * static_cast<double>(index_rows.dim);
-        cost.index_flops += 2 * scored * static_cast<double>(config.index_n_heads);
-        cost.state_bytes += 4 * scored;
+        const auto scored = static_cast<double>(visible);
+        cost.index_flops += 2 * scored * static_cast<double>(config.index_head_dim * config.index_n_heads);
+        cost.state_bytes += scored * static_cast<double>(index_rows.shape.bytes());
       }
     }
     cost.attention_flops += 4 * heads * dim * rows;
-    cost.state_bytes += 4 * dim * rows;
+    cost.state_bytes += static_cast<double>(layout.row.bytes()) * rows;
   }
   return cost;
 }

@@ -91,6 +91,20 @@ static float bf16_rounds() {
   return lane[0];
 }
 HADAL_TARGET_END
+HADAL_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512vnni")
+static float int8_rounds() {
+  __m512i chain[kChains];
+  for (auto& x : chain) x = _mm512_setzero_si512();
+  const __m512i a = _mm512_set1_epi8(1);
+  for (std::int64_t i = 0; i < kRounds; ++i) {
+    for (auto& x : chain) x = _mm512_dpbusd_epi32(x, a, a);
+  }
+  for (int i = 1; i < kChains; ++i) chain[0] = _mm512_add_epi32(chain[0], chain[i]);
+  std::int32_t lane[16];
+  _mm512_storeu_si512(lane, chain[0]);
+  return static_cast<float>(lane[0]);
+}
+HADAL_TARGET_END
 #endif
 
 namespace {
@@ -131,6 +145,8 @@ double ReadBandwidth::measure() {
 ArithmeticPeaks measure_arithmetic(ThreadPool& pool) {
   ArithmeticPeaks peaks;
 #if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512vnni"))
+    peaks.int8_gops = measure_rounds(pool, int8_rounds, 8.0 * 16 * kChains);
   if (__builtin_cpu_supports("avx512bf16")) {
     peaks.f32_gflops = measure_rounds(pool, avx512_rounds, 2.0 * 16 * kChains);
     peaks.bf16_gflops = measure_rounds(pool, bf16_rounds, 4.0 * 16 * kChains);

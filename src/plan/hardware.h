@@ -23,6 +23,7 @@ class ReadBandwidth {
 struct ArithmeticPeaks {
   double f32_gflops = 0;   // fused multiply-adds in registers, 2 operations each
   double bf16_gflops = 0;  // BF16 dot products into float32; 0 where there is no such instruction
+  double int8_gops = 0;    // byte dot products into int32, likewise
 };
 ArithmeticPeaks measure_arithmetic(ThreadPool& pool);
 

@@ -12,6 +12,7 @@
 #include "base/rng.h"
 #include "golden_data.h"
 #include "model/transformer.h"
+#include "tensor/codec.h"
 
 namespace hadal {
 namespace {
@@ -21,11 +22,12 @@ struct Setting {
   Numerics numerics;
   std::string backend;
   std::string isa;
+  StateFormat format = StateFormat::f32;
 };
 
 std::string setting_name(const Setting& setting) {
   return setting.model.substr(0, 2) + "_" + std::string(to_string(setting.numerics)) + "_" + setting.backend +
-         setting.isa;
+         setting.isa + (setting.format == StateFormat::compact ? "_compact" : "");
 }
 void PrintTo(const Setting& setting, std::ostream* out) {
   *out << setting_name(setting);
@@ -64,7 +66,7 @@ class InvarianceTest : public testing::TestWithParam<Setting> {
   // Logits of all tokens, read in chunks of these sizes, the last repeated to the end.
   std::vector<float> prefill(Transformer& transformer, std::span<const std::int32_t> tokens,
                              std::vector<std::size_t> chunks) const {
-    SequenceState state(model_->state_layout());
+    SequenceState state(layout());
     std::vector<float> rows;
     for (std::size_t i = 0; !tokens.empty(); ++i) {
       const std::size_t count = std::min(chunks[std::min(i, chunks.size() - 1)], tokens.size());
@@ -79,6 +81,8 @@ class InvarianceTest : public testing::TestWithParam<Setting> {
   std::span<const float> whole_from(std::size_t token) const {
     return std::span(whole_).subspan(token * static_cast<std::size_t>(model_->config().vocab_size));
   }
+
+  const StateLayout& layout() const { return model_->state_layout(GetParam().format); }
 
   ThreadPool pool_{2};
   std::unique_ptr<Model> model_;
@@ -108,7 +112,7 @@ TEST_P(InvarianceTest, AnyCompany) {
   std::vector<std::vector<std::int32_t>> others(2, tokens_);
   std::reverse(others[0].begin(), others[0].end());
   std::rotate(others[1].begin(), others[1].begin() + 77, others[1].end());
-  SequenceState a(model_->state_layout()), b(model_->state_layout()), c(model_->state_layout());
+  SequenceState a(layout()), b(layout()), c(layout());
   std::size_t at_a = 0, at_b = 0, at_c = 0;
   std::vector<float> rows;
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
@@ -131,7 +135,7 @@ TEST_P(InvarianceTest, AnyCompany) {
 }
 
 TEST_P(InvarianceTest, ForkAndTruncate) {
-  SequenceState state(model_->state_layout());
+  SequenceState state(layout());
   std::vector<float> rows;
   append(run_->transformer, state, std::span(tokens_).first(128), rows);
   state.keep_checkpoint();
@@ -165,17 +169,21 @@ TEST_P(InvarianceTest, ForkAndTruncate) {
 TEST_P(InvarianceTest, SaveAndLoad) {
   const auto path = std::filesystem::path(testing::TempDir()) / ("hadal_state_" + std::to_string(::getpid()));
   for (const std::size_t cut : {1, 6, 133, 192}) {
-    SequenceState state(model_->state_layout());
+    SequenceState state(layout());
     std::vector<float> rows;
     append(run_->transformer, state, std::span(tokens_).first(cut), rows);
     ASSERT_TRUE(state.save(path, 7).has_value());
-    auto loaded = SequenceState::load(model_->state_layout(), path, 7);
+    auto loaded = SequenceState::load(layout(), path, 7);
     ASSERT_TRUE(loaded.has_value()) << loaded.error().message();
     rows.clear();
     append(run_->transformer, *loaded, std::span(tokens_).subspan(cut), rows);
     EXPECT_TRUE(same(rows, whole_from(cut))) << "cut at " << cut;
   }
-  EXPECT_FALSE(SequenceState::load(model_->state_layout(), path, 8).has_value()) << "other numerics";
+  EXPECT_FALSE(SequenceState::load(layout(), path, 8).has_value()) << "other numerics";
+  const StateFormat other = layout().format == StateFormat::f32 ? StateFormat::compact : StateFormat::f32;
+  const auto refused = SequenceState::load(model_->state_layout(other), path, 7);
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_NE(refused.error().message().find("state format"), std::string::npos);
   // Damage anywhere is noticed.
   const auto size = std::filesystem::file_size(path);
   for (const auto at : {std::uintmax_t{3}, std::uintmax_t{30}, size / 2, size - 1}) {
@@ -185,21 +193,21 @@ TEST_P(InvarianceTest, SaveAndLoad) {
     file.seekp(static_cast<std::streamoff>(at));
     file.put(static_cast<char>(before ^ 1));
     file.close();
-    EXPECT_FALSE(SequenceState::load(model_->state_layout(), path, 7).has_value()) << "byte " << at;
+    EXPECT_FALSE(SequenceState::load(layout(), path, 7).has_value()) << "byte " << at;
     std::fstream restore(path, std::ios::in | std::ios::out | std::ios::binary);
     restore.seekp(static_cast<std::streamoff>(at));
     restore.put(static_cast<char>(before));
   }
-  EXPECT_TRUE(SequenceState::load(model_->state_layout(), path, 7).has_value());
+  EXPECT_TRUE(SequenceState::load(layout(), path, 7).has_value());
   std::filesystem::resize_file(path, size - 5);
-  EXPECT_FALSE(SequenceState::load(model_->state_layout(), path, 7).has_value()) << "truncated";
+  EXPECT_FALSE(SequenceState::load(layout(), path, 7).has_value()) << "truncated";
   std::filesystem::remove(path);
 }
 
 TEST_P(InvarianceTest, MtpInChunks) {
   if (model_->weights().mtp.empty()) GTEST_SKIP() << "this model has no MTP block";
   const std::size_t n = tokens_.size() - 1;
-  SequenceState state(model_->state_layout());
+  SequenceState state(layout());
   std::vector<float> rows;
   append(run_->transformer, state, tokens_, rows);
   const std::vector<float> streams(run_->transformer.streams().begin(), run_->transformer.streams().end());
@@ -222,7 +230,7 @@ TEST_P(InvarianceTest, MtpInChunks) {
 }
 
 TEST_P(InvarianceTest, BadTokensChangeNothing) {
-  SequenceState state(model_->state_layout());
+  SequenceState state(layout());
   std::vector<float> rows;
   append(run_->transformer, state, std::span(tokens_).first(5), rows);
   for (const std::int32_t id : {-1, 320, 1 << 30}) {
@@ -242,13 +250,51 @@ TEST_P(InvarianceTest, BadTokensChangeNothing) {
   EXPECT_TRUE(same(rows, whole_));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, InvarianceTest,
-                         testing::Values(Setting{"t1-m2", Numerics::official, "cpu", ""},
-                                         Setting{"t1-m2", Numerics::exact, "cpu", ""},
-                                         Setting{"t1-m2", Numerics::qsim, "cpu", "avx2"},
-                                         Setting{"t2-m2", Numerics::official, "cpu", "scalar"},
-                                         Setting{"t2-m2", Numerics::official, "ref", ""}),
-                         [](const auto& test) { return setting_name(test.param); });
+// Rounds the rope entries of every row that is about to be stored. What a tap sees is the forward's own
+// memory, so this changes the run.
+class RopeRounder : public Tap {
+ public:
+  RopeRounder(std::int64_t dim, std::int64_t rope_dim) : dim_(dim), rope_dim_(rope_dim) {}
+  void floats(const std::string& name, const float* data, const Shape& shape) override {
+    if (!name.ends_with("attn.kv_window") && !name.ends_with("attn.kv_compressed")) return;
+    auto* rows = const_cast<float*>(data);
+    for (std::int64_t r = 0; r < shape[0]; ++r) {
+      for (float* x = rows + (r + 1) * dim_ - rope_dim_; x < rows + (r + 1) * dim_; ++x) {
+        changed_ += *x != bf16_to_f32(f32_to_bf16(*x));
+        *x = bf16_to_f32(f32_to_bf16(*x));
+      }
+    }
+  }
+  void ints(const std::string&, const std::int32_t*, const Shape&) override {}
+  std::int64_t changed() const { return changed_; }
+
+ private:
+  std::int64_t dim_, rope_dim_, changed_ = 0;
+};
+
+TEST_P(InvarianceTest, CompactIsFloatsWithRopeEntriesRounded) {
+  if (layout().format == StateFormat::f32) GTEST_SKIP() << "this is about compact";
+  SequenceState state(model_->state_layout(StateFormat::f32));
+  RopeRounder rounder(model_->config().head_dim, model_->config().qk_rope_head_dim);
+  run_->transformer.set_tap(&rounder);
+  std::vector<float> rows;
+  for (std::size_t at = 0; at < tokens_.size(); at += 40)
+    append(run_->transformer, state, std::span(tokens_).subspan(at, 40), rows);
+  EXPECT_GT(rounder.changed(), 0);
+  EXPECT_TRUE(same(rows, whole_));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, InvarianceTest,
+    testing::Values(Setting{"t1-m2", Numerics::official, "cpu", ""},
+                    Setting{"t1-m2", Numerics::exact, "cpu", ""},
+                    Setting{"t1-m2", Numerics::qsim, "cpu", "avx2"},
+                    Setting{"t2-m2", Numerics::official, "cpu", "scalar"},
+                    Setting{"t2-m2", Numerics::official, "ref", ""},
+                    Setting{"t1-m2", Numerics::official, "cpu", "", StateFormat::compact},
+                    Setting{"t2-m2", Numerics::qsim, "cpu", "avx2", StateFormat::compact},
+                    Setting{"t2-m2", Numerics::official, "ref", "", StateFormat::compact}),
+    [](const auto& test) { return setting_name(test.param); });
 
 }  // namespace
 }  // namespace hadal

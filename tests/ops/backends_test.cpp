@@ -209,36 +209,6 @@ TEST_P(BackendTest, SparseAttentionMatchesReference) {
   EXPECT_EQ(std::memcmp(threaded.data(), actual.data(), actual.size() * 4), 0);
 }
 
-TEST_P(BackendTest, IndexScoresAndTopKMatchReference) {
-  const std::int64_t heads = 5, dim = 64, per_page = 32, pages = 3, tokens = 4;
-  std::vector<std::vector<float>> storage;
-  std::vector<const float*> page;
-  for (unsigned i = 0; i < pages; ++i)
-    storage.push_back(normal(static_cast<std::size_t>(per_page * dim + 7), 20 + i));
-  for (const auto& s : storage) page.push_back(s.data());
-  const auto q = normal(static_cast<std::size_t>(tokens * heads * dim), 30),
-             weights = normal(static_cast<std::size_t>(tokens * heads), 31);
-  const std::vector<std::int64_t> visible = {0, 1, 50, 96};
-  std::vector<float> expected(tokens * 96, -1), actual(expected);
-  const auto params = [&](float* out) {
-    return IndexScoresParams{tokens,  heads, dim, q.data(), weights.data(), {page.data(), 7, per_page, dim},
-                             visible, 96,    out};
-  };
-  ref::index_scores(params(expected.data()), pool_);
-  backend_->run(params(actual.data()));
-  EXPECT_LT(relative_error(actual, expected), 1e-6F);
-  EXPECT_EQ(actual[96 + 1], -1) << "a row that is not visible was touched";
-}
-
-TEST(TopK, TiesGoToTheLowestRowAndZeroHasOneSign) {
-  ThreadPool pool(1);
-  const std::vector<float> scores = {0.0F, -0.0F, 1, -1, 0.0F, 1};
-  const std::vector<std::int64_t> visible = {6};
-  std::vector<std::int32_t> indices(3);
-  ref::top_k({1, 3, 6, scores.data(), visible, indices.data()}, pool);
-  EXPECT_EQ(indices, (std::vector<std::int32_t>{0, 2, 5}));
-}
-
 INSTANTIATE_TEST_SUITE_P(Isa, BackendTest, testing::Values("avx512bf16", "avx512", "avx2", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 

@@ -104,19 +104,6 @@ void CpuBackend::linear(const LinearParams& p) {
   }
 }
 
-void CpuBackend::index_scores(const IndexScoresParams& p) {
-  if (p.dim % 32 != 0) return ref::index_scores(p, pool_);
-  constexpr std::int64_t kRows = 256;
-  const std::int64_t most = *std::max_element(p.visible.begin(), p.visible.end());
-  const std::int64_t chunks = (most + kRows - 1) / kRows;
-  pool_.parallel_for(p.n_tokens * chunks, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      const std::int64_t t = unit / chunks, first = unit % chunks * kRows;
-      kernels_.index_scores(p, t, first, std::min(first + kRows, p.visible[static_cast<std::size_t>(t)]));
-    }
-  });
-}
-
 void CpuBackend::sparse_attention(const SparseAttentionParams& p) {
   if (p.dim % 32 != 0) return ref::sparse_attention(p, pool_);
   constexpr std::int64_t kHeads = 16;

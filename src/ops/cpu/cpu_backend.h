@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "ops/cpu/index_query.h"
 #include "ops/cpu/kernels.h"
 #include "ops/ref/reference_backend.h"
 
@@ -20,7 +21,7 @@ class CpuBackend final : public ReferenceBackend {
  private:
   std::int64_t prepare(const Linear& w, InputRounding rounding) override;
   void linear(const LinearParams& p) override;
-  void index_scores(const IndexScoresParams& p) override;
+  void index_select(const IndexSelectParams& p) override;
   void sparse_attention(const SparseAttentionParams& p) override;
   void experts(const ExpertsParams& p) override;
 
@@ -55,6 +56,12 @@ class CpuBackend final : public ReferenceBackend {
   // Rows [begin, end) of W on `n_tokens` tokens of the input; null indices: 0, 1, 2, ...
   void multiply(const Linear& w, std::int64_t begin, std::int64_t end, std::int64_t n_tokens, const Input& in,
                 const std::int32_t* x_index, float* y, const std::int32_t* y_index, bool accumulate) const;
+  void index_select_slice(const IndexSelectParams& p);
+  // Leaves for each token t of [token_begin, token_end) the candidates among rows [row_begin, row_end) at
+  // keys + t * keys_stride, and their number.
+  void index_candidates(const IndexSelectParams& p, std::int64_t token_begin, std::int64_t token_end,
+                        std::int64_t row_begin, std::int64_t row_end, std::uint64_t* keys,
+                        std::int64_t keys_stride, std::int64_t* counts, std::int64_t counts_stride);
 
   const cpu::Kernels& kernels_;
   std::unordered_map<const std::byte*, Buffer<std::byte>> int8_tiles_;  // by Linear::weight
@@ -62,6 +69,11 @@ class CpuBackend final : public ReferenceBackend {
   // Scratch that grows to the largest batch seen and is then reused.
   InputStorage input_, shared_input_, hidden_input_, shared_hidden_input_;
   Buffer<float> gate_, up_, hidden_;
+  struct {
+    cpu::IndexQueries queries;
+    Buffer<std::uint64_t> keys;
+    Buffer<std::int64_t> counts;
+  } index_;
   std::vector<float> weight_of_;
   std::vector<std::int32_t> token_of_, slot_of_, expert_begin_, next_slot_, active_;
 };

@@ -13,6 +13,7 @@
 
 #include <hadal/error.h>
 
+#include "ops/cpu/index_blocks.h"
 #include "ops/ops.h"
 
 namespace hadal::cpu {
@@ -76,9 +77,14 @@ struct Kernels {
   // Heads [head_begin, head_end) of token t.
   void (*sparse_attention)(const SparseAttentionParams& p, std::int64_t t, std::int64_t head_begin,
                            std::int64_t head_end);
-  // Index rows [row_begin, row_end) of token t.
-  void (*index_scores)(const IndexScoresParams& p, std::int64_t t, std::int64_t row_begin,
-                       std::int64_t row_end);
+  // The first n_rows (at most kIndexBlockRows) rows of these tiles into `block`, and a token's scores for all
+  // rows of a block.
+  void (*index_unpack)(const std::byte* const* tiles, std::int64_t n_rows, IndexRowBlock& block);
+  void (*index_scores)(const IndexRowBlock& block, const IndexQuery& q, float* scores);
+  // The same for consecutive rows in float32, dim % 32 == 0: rows [n_rows, dim], q [heads, dim], weights
+  // [heads].
+  void (*index_row_scores)(const float* rows, std::int64_t n_rows, const float* q, const float* weights,
+                           std::int64_t heads, std::int64_t dim, float* scores);
   // out[i] = weight * silu(min(gate[i], limit)) * clamp(up[i], -limit, limit)
   void (*swiglu)(const float* gate, const float* up, float weight, float limit, std::int64_t n, float* out);
 };
@@ -91,6 +97,9 @@ namespace avx512bf16 {
 const Kernels& kernels();
 bool supported();
 }  // namespace avx512bf16
+namespace avx512vnni {
+void use_index_kernels(Kernels& table);
+}  // namespace avx512vnni
 namespace avx512 {
 const Kernels& kernels();
 bool supported();

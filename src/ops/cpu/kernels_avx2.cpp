@@ -105,6 +105,52 @@ inline Vec load_e2m1(const std::byte* p) {
   return {widen_doubled(doubled), widen_doubled(_mm_srli_si128(doubled, 8))};
 }
 
+struct Ints {
+  __m256i lo, hi;
+};
+constexpr std::int64_t kTilesAtOnce = 1;
+inline Ints ints(std::int32_t i) {
+  return {_mm256_set1_epi32(i), _mm256_set1_epi32(i)};
+}
+inline Ints load_ints(const void* p) {
+  const auto* v = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+// At most 4 * 96 * 48 in 16 bits.
+inline __m256i dot8_half(__m256i sum, __m256i a0, __m256i b0, __m256i a1, __m256i b1) {
+  const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(a0, b0), _mm256_maddubs_epi16(a1, b1));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline Ints dot8(Ints sum, Ints a0, Ints b0, Ints a1, Ints b1) {
+  return {dot8_half(sum.lo, a0.lo, b0.lo, a1.lo, b1.lo), dot8_half(sum.hi, a0.hi, b0.hi, a1.hi, b1.hi)};
+}
+inline Vec to_floats(Ints a) {
+  return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+inline Vec relu(Vec a) {
+  return max(a, zero());  // of a NaN and a number the second
+}
+inline Vec fused(Vec a, Vec b, Vec c) {
+  return fma(a, b, c);
+}
+inline void unpack_group(const std::byte* from, Ints shift, Ints bias, std::uint8_t* low,
+                         std::uint8_t* high) {
+  // 12 + twice the value of a code
+  const __m256i table =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m256i nibble = _mm256_set1_epi8(15);
+  const Ints bytes = load_ints(from);
+  const auto put = [&](std::uint8_t* to, __m256i codes, __m256i by, __m256i plus) {
+    const __m256i value = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, nibble));
+    // at most 96: no byte meets the next
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi8(_mm256_sllv_epi32(value, by), plus));
+  };
+  put(low, bytes.lo, shift.lo, bias.lo);
+  put(low + 32, bytes.hi, shift.hi, bias.hi);
+  put(high, _mm256_srli_epi16(bytes.lo, 4), shift.lo, bias.lo);
+  put(high + 32, _mm256_srli_epi16(bytes.hi, 4), shift.hi, bias.hi);
+}
+
 #include "ops/cpu/kernels.inc"
 
 }  // namespace

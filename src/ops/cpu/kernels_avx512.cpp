@@ -87,6 +87,20 @@ inline Vec load_e2m1(const std::byte* p) {
   return {_mm512_permutexvar_ps(codes, table)};
 }
 
+using Ints = __m512i;
+constexpr std::int64_t kTilesAtOnce = 4;
+inline Ints ints(std::int32_t i) {
+  return _mm512_set1_epi32(i);
+}
+inline Ints load_ints(const void* p) {
+  return _mm512_loadu_si512(p);
+}
+// At most 4 * 96 * 48 in 16 bits.
+inline Ints dot8(Ints sum, Ints a0, Ints b0, Ints a1, Ints b1) {
+  const __m512i pairs = _mm512_add_epi16(_mm512_maddubs_epi16(a0, b0), _mm512_maddubs_epi16(a1, b1));
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+#include "ops/cpu/index_avx512.inc"
 #include "ops/cpu/kernels.inc"
 
 }  // namespace

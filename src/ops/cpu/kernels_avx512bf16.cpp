@@ -613,13 +613,15 @@ const Kernels& kernels() {
     table.gemm = gemm;
     table.round_input = round_input;
     table.split_input = split_input;
+    avx512vnni::use_index_kernels(table);
     return table;
   }();
   return kTable;
 }
 
 bool supported() {
-  return avx512::supported() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+  return avx512::supported() && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 }
 
 }  // namespace hadal::cpu::avx512bf16

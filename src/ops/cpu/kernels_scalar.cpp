@@ -85,6 +85,50 @@ inline Vec load_e2m1(const std::byte* p) {
   });
 }
 
+struct Ints {
+  std::array<std::int32_t, 16> v;
+};
+constexpr std::int64_t kTilesAtOnce = 1;
+inline Ints ints(std::int32_t i) {
+  Ints out;
+  out.v.fill(i);
+  return out;
+}
+inline Ints load_ints(const void* p) {
+  Ints out;
+  std::memcpy(out.v.data(), p, sizeof(out));
+  return out;
+}
+inline std::int32_t dot4(std::int32_t a, std::int32_t b) {
+  std::int32_t sum = 0;
+  for (int j = 0; j < 32; j += 8)
+    sum += static_cast<std::uint8_t>(a >> j) * std::int32_t{static_cast<std::int8_t>(b >> j)};
+  return sum;
+}
+inline Ints dot8(const Ints& sum, const Ints& a0, const Ints& b0, const Ints& a1, const Ints& b1) {
+  Ints out;
+  for (std::size_t i = 0; i < 16; ++i) out.v[i] = sum.v[i] + dot4(a0.v[i], b0.v[i]) + dot4(a1.v[i], b1.v[i]);
+  return out;
+}
+inline Vec to_floats(const Ints& a) {
+  return map([&](std::size_t i) { return static_cast<float>(a.v[i]); });
+}
+inline Vec relu(const Vec& a) {
+  return map([&](std::size_t i) { return a.v[i] > 0 ? a.v[i] : 0.0F; });
+}
+inline Vec fused(const Vec& a, const Vec& b, const Vec& c) {
+  return map([&](std::size_t i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+}
+inline void unpack_group(const std::byte* from, const Ints& shift, const Ints& bias, std::uint8_t* low,
+                         std::uint8_t* high) {
+  constexpr std::uint8_t kTable[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+  for (std::size_t i = 0; i < 64; ++i) {
+    const auto pair = std::to_integer<std::uint8_t>(from[i]);
+    low[i] = static_cast<std::uint8_t>((kTable[pair & 15] << shift.v[i / 4]) + (bias.v[i / 4] & 0xff));
+    high[i] = static_cast<std::uint8_t>((kTable[pair >> 4] << shift.v[i / 4]) + (bias.v[i / 4] & 0xff));
+  }
+}
+
 #include "ops/cpu/kernels.inc"
 
 }  // namespace

@@ -16,13 +16,16 @@ void quantise(const QuantiseParams& p, ThreadPool& pool);
 void hadamard(const HadamardParams& p, ThreadPool& pool);
 void compress(const CompressParams& p, ThreadPool& pool);
 void index_scores(const IndexScoresParams& p, ThreadPool& pool);
-void top_k(const TopKParams& p, ThreadPool& pool);
+void index_select(const IndexSelectParams& p, ThreadPool& pool);
 void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool);
 void hc_pre(const HcPreParams& p, ThreadPool& pool);
 void hc_post(const HcPostParams& p, ThreadPool& pool);
 void hc_head(const HcHeadParams& p, ThreadPool& pool);
 void gate(const GateParams& p, ThreadPool& pool);
 void experts(const ExpertsParams& p, ThreadPool& pool);
+
+// The choice of IndexSelectParams from scores [n]; indices: [k].
+void top_k(const float* scores, std::int64_t n, std::int64_t k, std::int32_t* indices);
 
 // Row `row` of W as float32 [in]; exact for every format.
 void dequantise_row(const Linear& w, std::int64_t row, float* out);

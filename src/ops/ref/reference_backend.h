@@ -20,7 +20,7 @@ class ReferenceBackend : public Backend {
   void hadamard(const HadamardParams& p) override { ref::hadamard(p, pool_); }
   void compress(const CompressParams& p) override { ref::compress(p, pool_); }
   void index_scores(const IndexScoresParams& p) override { ref::index_scores(p, pool_); }
-  void top_k(const TopKParams& p) override { ref::top_k(p, pool_); }
+  void index_select(const IndexSelectParams& p) override { ref::index_select(p, pool_); }
   void sparse_attention(const SparseAttentionParams& p) override { ref::sparse_attention(p, pool_); }
   void hc_pre(const HcPreParams& p) override { ref::hc_pre(p, pool_); }
   void hc_post(const HcPostParams& p) override { ref::hc_post(p, pool_); }
