@@ -8,8 +8,10 @@
 #include <nlohmann/json.hpp>
 
 #include "base/rng.h"
+#include "cli/bench_profile.h"
 #include "cli/command.h"
 #include "cli/engine_options.h"
+#include "engine/sampler.h"
 #include "model/init.h"
 #include "model/transformer.h"
 #include "plan/cost.h"
@@ -23,7 +25,7 @@ struct Arguments {
   std::string preset;
   std::int64_t layers = 0, experts = 0, prefill = 512, chunk = 512, tokens = 16, batch = 1;
   std::vector<std::int64_t> contexts = {0};
-  bool json = false;
+  bool profile = false, json = false;
 };
 
 struct Row {
@@ -31,6 +33,7 @@ struct Row {
   std::int64_t context = 0, batch = 1;
   double tokens_per_s = 0, read_gbps = 0;
   TokenCost cost;
+  ForwardProfile profile;  // with --profile, of more forwards of the same kind
 };
 
 class Bench {
@@ -47,41 +50,76 @@ class Bench {
     std::vector<SequenceState> states = make_states(context);
     std::vector<double> seconds, reads;
     for (std::int64_t i = 0; i < arguments_.tokens + 1; ++i) {
-      const auto tokens = random_tokens(arguments_.batch);
-      std::vector<BatchItem> batch;
-      for (std::size_t s = 0; s < states.size(); ++s)
-        batch.push_back({&states[s], std::span(tokens).subspan(s, 1), BatchItem::Logits::last});
-      const auto start = std::chrono::steady_clock::now();
-      const auto logits = transformer_.forward(batch);
-      if (!logits) return tl::unexpected(logits.error());
-      if (i > 0) seconds.push_back(since(start));  // the first touches what no later one must
+      HADAL_ASSIGN_OR_RETURN(const double step, decode_step(states, nullptr));
+      if (i > 0) seconds.push_back(step);  // the first touches what no later one must
       if (i % 4 == 0) reads.push_back(bandwidth_.measure());
     }
-    return row("decode", context, arguments_.batch, arguments_.batch, seconds, reads);
+    Row out = row("decode", context, arguments_.batch, arguments_.batch, seconds, reads);
+    for (std::int64_t i = 0; arguments_.profile && i < arguments_.tokens; ++i) {
+      HADAL_ASSIGN_OR_RETURN(const double step, decode_step(states, &out.profile.ops));
+      out.profile.add_forward(step);
+    }
+    return out;
   }
 
   Result<Row> prefill(std::int64_t context) {
     std::vector<double> seconds, reads;
     for (int attempt = 0; attempt < 3; ++attempt) {
-      std::vector<SequenceState> states = make_states(context, 1);
-      const auto tokens = random_tokens(arguments_.prefill);
-      const auto start = std::chrono::steady_clock::now();
-      for (std::int64_t at = 0; at < arguments_.prefill; at += arguments_.chunk) {
-        const std::int64_t count = std::min(arguments_.chunk, arguments_.prefill - at);
-        const BatchItem item{
-            &states[0],
-            std::span(tokens).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)),
-            BatchItem::Logits::last};
-        const auto logits = transformer_.forward({&item, 1});
-        if (!logits) return tl::unexpected(logits.error());
-      }
-      seconds.push_back(since(start));
+      HADAL_ASSIGN_OR_RETURN(const double prompt, read_prompt(context, nullptr));
+      seconds.push_back(prompt);
       reads.push_back(bandwidth_.measure());
     }
-    return row("prefill", context, 1, arguments_.prefill, seconds, reads);
+    Row out = row("prefill", context, 1, arguments_.prefill, seconds, reads);
+    if (arguments_.profile) HADAL_RETURN_IF_ERROR(read_prompt(context, &out.profile));
+    return out;
   }
 
  private:
+  // Seconds of one step: the next token of every sequence and, if it is profiled, the choice of the one
+  // after.
+  Result<double> decode_step(std::vector<SequenceState>& states, Profile* profile) {
+    const auto tokens = random_tokens(arguments_.batch);
+    std::vector<BatchItem> batch;
+    for (std::size_t s = 0; s < states.size(); ++s)
+      batch.push_back({&states[s], std::span(tokens).subspan(s, 1), BatchItem::Logits::last});
+    transformer_.backend().set_profile(profile);
+    const auto start = std::chrono::steady_clock::now();
+    const auto logits = transformer_.forward(batch);
+    transformer_.backend().set_profile(nullptr);
+    if (!logits) return tl::unexpected(logits.error());
+    if (profile != nullptr) {
+      const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
+      SamplingOptions greedy;
+      greedy.temperature = 0;
+      const auto sampling = std::chrono::steady_clock::now();
+      for (std::size_t s = 0; s < states.size(); ++s)
+        sampler_.sample(logits->subspan(s * vocab, vocab), greedy, 0);
+      profile->add({"sample", "greedy"}, since(sampling));
+    }
+    return since(start);
+  }
+  // Seconds of a whole prompt, in forwards of `chunk` tokens, behind `context` earlier ones.
+  Result<double> read_prompt(std::int64_t context, ForwardProfile* profile) {
+    std::vector<SequenceState> states = make_states(context, 1);
+    const auto tokens = random_tokens(arguments_.prefill);
+    double seconds = 0;
+    for (std::int64_t at = 0; at < arguments_.prefill; at += arguments_.chunk) {
+      const std::int64_t count = std::min(arguments_.chunk, arguments_.prefill - at);
+      const BatchItem item{
+          &states[0],
+          std::span(tokens).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)),
+          BatchItem::Logits::last};
+      transformer_.backend().set_profile(profile != nullptr ? &profile->ops : nullptr);
+      const auto start = std::chrono::steady_clock::now();
+      const auto logits = transformer_.forward({&item, 1});
+      const double forward = since(start);
+      transformer_.backend().set_profile(nullptr);
+      if (!logits) return tl::unexpected(logits.error());
+      if (profile != nullptr) profile->add_forward(forward);
+      seconds += forward;
+    }
+    return seconds;
+  }
   static double since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
@@ -112,7 +150,7 @@ class Bench {
   }
   Row row(const char* phase, std::int64_t context, std::int64_t batch, std::int64_t tokens,
           const std::vector<double>& seconds, const std::vector<double>& reads) const {
-    Row out{phase, context, batch, static_cast<double>(tokens) / median(seconds), median(reads), {}};
+    Row out{phase, context, batch, static_cast<double>(tokens) / median(seconds), median(reads), {}, {}};
     const bool decoding = out.phase == "decode";
     out.cost =
         token_cost(model_.config(), model_.state_layout(), context,
@@ -124,6 +162,7 @@ class Bench {
   const Model& model_;
   Transformer& transformer_;
   ReadBandwidth bandwidth_;
+  Sampler sampler_;
   Philox random_{1, 0};
   std::uint64_t drawn_ = 0;
 };
@@ -172,6 +211,8 @@ Status bench(const Arguments& arguments) {
   out["bf16_peak_gflops"] = peaks.bf16_gflops;
   out["rows"] = nlohmann::ordered_json::array();
   double reads = 0;
+  std::string tables;  // the profiles, printed behind the rows
+  if (arguments.profile) out["profile"] = nlohmann::ordered_json::array();
   if (!arguments.json) {
     std::printf("%s on %d threads, %s numerics; peaks: %.0f GFLOP/s in float32, %.0f in BF16\n",
                 std::string(backend->name()).c_str(), pool.size(), std::string(to_string(numerics)).c_str(),
@@ -195,6 +236,10 @@ Status bench(const Arguments& arguments) {
                              {"flops_per_token", r.cost.flops()},
                              {"peak_fraction", peak_fraction},
                              {"read_gbps", r.read_gbps}});
+      if (arguments.profile) {
+        out["profile"].push_back(to_json(r.profile, r.phase, r.context));
+        tables += to_table(r.profile, r.phase, r.context);
+      }
       if (!arguments.json) {
         std::printf("%-8s %9lld %6lld %10.2f %12.1f %9.1f%% %12.2f %9.1f%%\n", r.phase.c_str(),
                     static_cast<long long>(r.context), static_cast<long long>(r.batch), r.tokens_per_s,
@@ -208,7 +253,7 @@ Status bench(const Arguments& arguments) {
   if (arguments.json) {
     std::printf("%s\n", out.dump(2).c_str());
   } else {
-    std::printf("read bandwidth measured between the steps: up to %.1f GB/s\n", reads);
+    std::printf("read bandwidth measured between the steps: up to %.1f GB/s\n%s", reads, tables.c_str());
   }
   return {};
 }
@@ -244,6 +289,7 @@ void register_bench(CLI::App& app, Outcome& outcome) {
   command->add_option("--batch", arguments->batch, "Sequences that decode together")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  command->add_flag("--profile", arguments->profile, "Also where the time of a forward goes, op by op");
   command->add_flag("--json", arguments->json, "JSON on stdout");
   command->footer("Example: hadal bench --preset flash --layers 4 --experts 32 --context 0,4096,131072");
   command->callback([arguments, &outcome] {

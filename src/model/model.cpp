@@ -20,12 +20,29 @@ bool has_scale_name(std::string_view name) {
   return name.ends_with(".weight");
 }
 
+using Names = std::set<std::string, std::less<>>;
+
+// "layers.3.attn.wq_a.weight" -> "attn.wq_a"; of the MTP blocks "mtp.attn.wq_a"; of all experts
+// "ffn.experts.w1".
+std::string name_in_layer(std::string_view name) {
+  std::string out;
+  while (!name.empty()) {
+    const std::string_view part = name.substr(0, name.find('.'));
+    name.remove_prefix(std::min(name.size(), part.size() + 1));
+    const bool number = part.find_first_not_of("0123456789") == part.npos;
+    if (number || part == "layers" || part == "weight") continue;
+    if (!out.empty()) out += '.';
+    out += part;
+  }
+  return out;
+}
+
 // Fills the slots of Weights from a checkpoint: large matrices stay where they are, vectors become float32.
 class Binder {
  public:
   Binder(const Config& config, const Checkpoint& checkpoint, std::vector<Buffer<float>>& vectors,
-         std::vector<Buffer<std::int32_t>>& tables)
-      : config_(config), checkpoint_(checkpoint), vectors_(vectors), tables_(tables) {}
+         std::vector<Buffer<std::int32_t>>& tables, Names& names)
+      : config_(config), checkpoint_(checkpoint), vectors_(vectors), tables_(tables), names_(names) {}
 
   void operator()(Linear& slot, const ParameterInfo& info) {
     const TensorRef* tensor = find(info);
@@ -33,6 +50,7 @@ class Binder {
     slot.out = info.shape[0];
     slot.in = info.shape[1];
     slot.weight = tensor->data;
+    slot.name = *names_.insert(name_in_layer(info.name)).first;
     switch (tensor->dtype) {
       case DType::f32:
         slot.format = Linear::Format::f32;
@@ -200,7 +218,8 @@ class Binder {
   const Checkpoint& checkpoint_;
   std::vector<Buffer<float>>& vectors_;
   std::vector<Buffer<std::int32_t>>& tables_;
-  std::set<std::string, std::less<>> used_;
+  Names& names_;
+  Names used_;
   std::string first_;
   std::int64_t problems_ = 0;
   bool quantised_ = false;
@@ -222,6 +241,7 @@ struct Model::Impl {
   Weights weights;
   std::vector<Buffer<float>> vectors;
   std::vector<Buffer<std::int32_t>> tables;
+  Names names;  // what Linear::name points into
   StateLayout f32_layout, compact_layout;
   RotaryFrequencies sliding, compress;
   bool quantised = false;
@@ -238,7 +258,7 @@ Result<Model> Model::bind(Config config, Checkpoint checkpoint, const Notice& no
     config.num_nextn_predict_layers = 0;
   }
   auto impl = std::make_unique<Impl>(std::move(config), std::move(checkpoint));
-  Binder binder(impl->config, impl->checkpoint, impl->vectors, impl->tables);
+  Binder binder(impl->config, impl->checkpoint, impl->vectors, impl->tables, impl->names);
   for_each_parameter(impl->config, impl->weights, binder);
   HADAL_RETURN_IF_ERROR(binder.finish(notice));
   impl->quantised = binder.quantised();

@@ -12,12 +12,12 @@ namespace hadal {
 
 void Backend::run(const EmbedParams& p) {
   HADAL_CHECK(p.embed != nullptr && p.copies > 0 && (p.out != nullptr || p.tokens.empty()));
-  if (!p.tokens.empty()) embed(p);
+  if (!p.tokens.empty()) dispatch(&Backend::embed, p);
 }
 
 void Backend::run(const RmsNormParams& p) {
   HADAL_CHECK(p.rows >= 0 && p.dim > 0);
-  if (p.rows > 0) rms_norm(p);
+  if (p.rows > 0) dispatch(&Backend::rms_norm, p);
 }
 
 void Backend::run(const LinearParams& p) {
@@ -26,12 +26,12 @@ void Backend::run(const LinearParams& p) {
   HADAL_CHECK(!p.weight->quantised() || p.weight->scale != nullptr);
   HADAL_CHECK(p.weight->format != Linear::Format::fp4 || p.weight->in % 32 == 0);
   HADAL_CHECK(p.rounding == InputRounding::none || !p.weight->quantised() || p.weight->in % 128 == 0);
-  if (p.n_tokens > 0) linear(p);
+  if (p.n_tokens > 0) dispatch(&Backend::linear, p);
 }
 
 void Backend::run(const RopeParams& p) {
   HADAL_CHECK(p.rope_dim > 0 && p.rope_dim % 2 == 0 && p.rope_dim <= p.dim);
-  if (p.n_tokens > 0) rope(p);
+  if (p.n_tokens > 0) dispatch(&Backend::rope, p);
 }
 
 void Backend::run(const QuantiseParams& p) {
@@ -39,59 +39,59 @@ void Backend::run(const QuantiseParams& p) {
                              : p.format == QuantiseParams::Format::e2m1_32 ? 32
                                                                            : 128;
   HADAL_CHECK(p.quantised_dim <= p.dim && p.quantised_dim % block == 0);
-  if (p.rows > 0) quantise(p);
+  if (p.rows > 0) dispatch(&Backend::quantise, p);
 }
 
 void Backend::run(const HadamardParams& p) {
   HADAL_CHECK(std::has_single_bit(static_cast<std::uint64_t>(p.dim)));
-  if (p.rows > 0) hadamard(p);
+  if (p.rows > 0) dispatch(&Backend::hadamard, p);
 }
 
 void Backend::run(const CompressParams& p) {
   HADAL_CHECK(p.ratio > 0 && p.dim > 0 && (p.overlap || !p.has_previous));
-  if (p.n_blocks > 0) compress(p);
+  if (p.n_blocks > 0) dispatch(&Backend::compress, p);
 }
 
 void Backend::run(const IndexScoresParams& p) {
   HADAL_CHECK(static_cast<std::int64_t>(p.visible.size()) == p.n_tokens && p.rows.shape.dim == p.dim);
-  if (p.n_tokens > 0) index_scores(p);
+  if (p.n_tokens > 0) dispatch(&Backend::index_scores, p);
 }
 
 void Backend::run(const IndexSelectParams& p) {
   HADAL_CHECK(static_cast<std::int64_t>(p.visible.size()) == p.n_tokens && p.rows.shape.dim == p.dim);
   HADAL_CHECK(p.k > 0);
-  if (p.n_tokens > 0) index_select(p);
+  if (p.n_tokens > 0) dispatch(&Backend::index_select, p);
 }
 
 void Backend::run(const SparseAttentionParams& p) {
   HADAL_CHECK(static_cast<std::int64_t>(p.begin.size()) == p.n_tokens + 1);
-  if (p.n_tokens > 0) sparse_attention(p);
+  if (p.n_tokens > 0) dispatch(&Backend::sparse_attention, p);
 }
 
 void Backend::run(const HcPreParams& p) {
   HADAL_CHECK(p.n > 0 && p.n <= 16 && p.dim > 0 && p.sinkhorn_iters > 0);
-  if (p.n_tokens > 0) hc_pre(p);
+  if (p.n_tokens > 0) dispatch(&Backend::hc_pre, p);
 }
 
 void Backend::run(const HcPostParams& p) {
   HADAL_CHECK(p.n > 0 && p.n <= 16 && p.dim > 0);
-  if (p.n_tokens > 0) hc_post(p);
+  if (p.n_tokens > 0) dispatch(&Backend::hc_post, p);
 }
 
 void Backend::run(const HcHeadParams& p) {
   HADAL_CHECK(p.n > 0 && p.n <= 16 && p.dim > 0);
-  if (p.n_tokens > 0) hc_head(p);
+  if (p.n_tokens > 0) dispatch(&Backend::hc_head, p);
 }
 
 void Backend::run(const GateParams& p) {
   HADAL_CHECK((p.bias == nullptr) != (p.table == nullptr) && p.k > 0 && p.k <= p.n_experts);
   HADAL_CHECK(p.table == nullptr || static_cast<std::int64_t>(p.tokens.size()) == p.n_tokens);
-  if (p.n_tokens > 0) gate(p);
+  if (p.n_tokens > 0) dispatch(&Backend::gate, p);
 }
 
 void Backend::run(const ExpertsParams& p) {
   HADAL_CHECK(p.shared != nullptr && p.k > 0 && static_cast<std::int64_t>(p.experts.size()) >= p.k);
-  if (p.n_tokens > 0) experts(p);
+  if (p.n_tokens > 0) dispatch(&Backend::experts, p);
 }
 
 Result<std::unique_ptr<Backend>> make_backend(std::string_view name, std::string_view isa, ThreadPool& pool) {

@@ -9,6 +9,7 @@
 
 #include "base/thread_pool.h"
 #include "ops/ops.h"
+#include "ops/profile.h"
 
 namespace hadal {
 
@@ -25,6 +26,8 @@ class Backend {
   // Makes what a fast path wants beside a weight, once, before its first use with this rounding; the bytes
   // taken.
   virtual std::int64_t prepare(const Linear& /*weight*/, InputRounding /*rounding*/) { return 0; }
+  // Times every op from now on, or, if null, none. Must outlive its use.
+  void set_profile(Profile* profile) { profile_ = profile; }
 
   void run(const EmbedParams& p);
   void run(const RmsNormParams& p);
@@ -58,6 +61,14 @@ class Backend {
   virtual void hc_head(const HcHeadParams& p) = 0;
   virtual void gate(const GateParams& p) = 0;
   virtual void experts(const ExpertsParams& p) = 0;
+
+  template <class Params>
+  void dispatch(void (Backend::*op)(const Params&), const Params& p) {
+    const Profile::Timer timer(profile_, p);
+    (this->*op)(p);
+  }
+
+  Profile* profile_ = nullptr;
 };
 
 // "ref": the plain reference. "cpu": the kernels of the best instruction set that this machine has, or of

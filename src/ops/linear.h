@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 namespace hadal {
 
@@ -16,6 +17,7 @@ struct Linear {
   Format format = Format::f32;
   const std::byte* weight = nullptr;  // not aligned
   const std::uint8_t* scale = nullptr;
+  std::string_view name = {};  // of the parameter in every layer alike, "attn.wq_a"; for profiles
 
   bool quantised() const { return format == Format::fp8 || format == Format::fp4; }
   // Bytes of one row of W.

@@ -1,4 +1,4 @@
-// The fast backend for CPUs: the ops that carry the time run on the kernel table, the rest as the reference.
+// The fast backend for CPUs: ops on the kernel table where their shapes allow, else as the reference.
 #pragma once
 
 #include <string>
@@ -24,6 +24,15 @@ class CpuBackend final : public ReferenceBackend {
   void index_select(const IndexSelectParams& p) override;
   void sparse_attention(const SparseAttentionParams& p) override;
   void experts(const ExpertsParams& p) override;
+  void rms_norm(const RmsNormParams& p) override;
+  void rope(const RopeParams& p) override;
+  void quantise(const QuantiseParams& p) override;
+  void hadamard(const HadamardParams& p) override;
+  void compress(const CompressParams& p) override;
+  void hc_pre(const HcPreParams& p) override;
+  void hc_post(const HcPostParams& p) override;
+  void hc_head(const HcHeadParams& p) override;
+  void gate(const GateParams& p) override;
 
   // What gemm reads of an activation, in the form that suits the weights: plain floats, or packed.
   struct Input {

@@ -54,6 +54,10 @@ struct Int8Input {
 // tile lie together, in an order of entries that suits the instruction set.
 constexpr std::int64_t kPackedDepth = 512;
 
+// What the small ops keep on the stack.
+constexpr std::int64_t kMostRopeDim = 256;
+constexpr std::int64_t kMostExpertsPerToken = 64;
+
 struct Kernels {
   std::string_view isa;
   // Rows that one call of gemm should cover: its unpacked panel then stays in the second-level cache.
@@ -87,6 +91,18 @@ struct Kernels {
                            std::int64_t heads, std::int64_t dim, float* scores);
   // out[i] = weight * silu(min(gate[i], limit)) * clamp(up[i], -limit, limit)
   void (*swiglu)(const float* gate, const float* up, float weight, float limit, std::int64_t n, float* out);
+  // The small ops: rows, tokens or (for one token or block) channels [begin, end); every width % 16 == 0.
+  void (*rms_norm)(const RmsNormParams& p, std::int64_t row_begin, std::int64_t row_end);
+  void (*rope)(const RopeParams& p, std::int64_t token_begin, std::int64_t token_end);
+  void (*quantise)(const QuantiseParams& p, std::int64_t row_begin, std::int64_t row_end);
+  void (*hadamard)(const HadamardParams& p, std::int64_t row_begin, std::int64_t row_end);
+  void (*compress)(const CompressParams& p, std::int64_t block, std::int64_t channel_begin,
+                   std::int64_t channel_end);
+  void (*hc_pre)(const HcPreParams& p, std::int64_t token_begin, std::int64_t token_end);
+  void (*hc_post)(const HcPostParams& p, std::int64_t token, std::int64_t channel_begin,
+                  std::int64_t channel_end);
+  void (*hc_head)(const HcHeadParams& p, std::int64_t token_begin, std::int64_t token_end);
+  void (*gate)(const GateParams& p, std::int64_t token_begin, std::int64_t token_end);
 };
 
 // The table for `isa` ("avx512bf16", "avx512", "avx2", "scalar"), or the best that this machine runs if it is

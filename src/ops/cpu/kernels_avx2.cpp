@@ -41,6 +41,9 @@ inline void store(float* p, Vec a) {
 inline Vec add(Vec a, Vec b) {
   return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
 }
+inline Vec sub(Vec a, Vec b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
 inline Vec mul(Vec a, Vec b) {
   return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
 }
@@ -59,6 +62,29 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 inline Vec round(Vec a) {
   constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.lo, kMode), _mm256_round_ps(a.hi, kMode)};
+}
+inline Vec sqrt(Vec a) {
+  return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)};
+}
+// Lane i is lane i ^ distance of a.
+template <int kDistance>
+inline Vec exchange(Vec a) {
+  if constexpr (kDistance == 1) return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+  if constexpr (kDistance == 2) return {_mm256_permute_ps(a.lo, 0x4e), _mm256_permute_ps(a.hi, 0x4e)};
+  if constexpr (kDistance == 4)
+    return {_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1)};
+  if constexpr (kDistance == 8) return {a.hi, a.lo};
+}
+// The power of two at or below |a|, 0 below 2^-126.
+inline Vec leading_power(Vec a) {
+  const __m256 exponent = _mm256_castsi256_ps(_mm256_set1_epi32(0x7f800000));
+  return {_mm256_and_ps(a.lo, exponent), _mm256_and_ps(a.hi, exponent)};
+}
+// |a| with the sign of b
+inline Vec copy_sign(Vec a, Vec b) {
+  const __m256 sign = _mm256_set1_ps(-0.0F);
+  return {_mm256_or_ps(_mm256_andnot_ps(sign, a.lo), _mm256_and_ps(sign, b.lo)),
+          _mm256_or_ps(_mm256_andnot_ps(sign, a.hi), _mm256_and_ps(sign, b.hi))};
 }
 // a * 2^n for integral n in [-126, 127]
 inline __m256 scale_half(__m256 a, __m256 n) {

@@ -40,6 +40,9 @@ inline void store(float* p, Vec a) {
 inline Vec add(Vec a, Vec b) {
   return {_mm512_add_ps(a.v, b.v)};
 }
+inline Vec sub(Vec a, Vec b) {
+  return {_mm512_sub_ps(a.v, b.v)};
+}
 inline Vec mul(Vec a, Vec b) {
   return {_mm512_mul_ps(a.v, b.v)};
 }
@@ -57,6 +60,27 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 }
 inline Vec round(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vec sqrt(Vec a) {
+  return {_mm512_sqrt_ps(a.v)};
+}
+// Lane i is lane i ^ distance of a.
+template <int kDistance>
+inline Vec exchange(Vec a) {
+  if constexpr (kDistance == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+  if constexpr (kDistance == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+  if constexpr (kDistance == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+  if constexpr (kDistance == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+}
+// The power of two at or below |a|, 0 below 2^-126.
+inline Vec leading_power(Vec a) {
+  return {_mm512_and_ps(a.v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7f800000)))};
+}
+// |a| with the sign of b
+inline Vec copy_sign(Vec a, Vec b) {
+  const __m512i bits = _mm512_ternarylogic_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v),
+                                                 _mm512_set1_epi32(INT32_MIN), 0xd8);
+  return {_mm512_castsi512_ps(bits)};
 }
 // a * 2^n for integral n
 inline Vec scale_by_power(Vec a, Vec n) {

@@ -2,6 +2,7 @@
 // separately here, so results differ from the FMA sets in the last bits.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -43,6 +44,9 @@ inline void store(float* p, const Vec& a) {
 inline Vec add(const Vec& a, const Vec& b) {
   return map([&](std::size_t i) { return a.v[i] + b.v[i]; });
 }
+inline Vec sub(const Vec& a, const Vec& b) {
+  return map([&](std::size_t i) { return a.v[i] - b.v[i]; });
+}
 inline Vec mul(const Vec& a, const Vec& b) {
   return map([&](std::size_t i) { return a.v[i] * b.v[i]; });
 }
@@ -60,6 +64,24 @@ inline Vec fma(const Vec& a, const Vec& b, const Vec& c) {
 }
 inline Vec round(const Vec& a) {
   return map([&](std::size_t i) { return std::nearbyint(a.v[i]); });
+}
+inline Vec sqrt(const Vec& a) {
+  return map([&](std::size_t i) { return std::sqrt(a.v[i]); });
+}
+// Lane i is lane i ^ distance of a.
+template <int kDistance>
+inline Vec exchange(const Vec& a) {
+  return map([&](std::size_t i) { return a.v[i ^ std::size_t{kDistance}]; });
+}
+// The power of two at or below |a|, 0 below 2^-126.
+inline Vec leading_power(const Vec& a) {
+  return map([&](std::size_t i) {
+    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(a.v[i]) & 0x7f800000U);
+  });
+}
+// |a| with the sign of b
+inline Vec copy_sign(const Vec& a, const Vec& b) {
+  return map([&](std::size_t i) { return std::copysign(a.v[i], b.v[i]); });
 }
 inline Vec scale_by_power(const Vec& a, const Vec& n) {
   return map([&](std::size_t i) { return std::ldexp(a.v[i], static_cast<int>(n.v[i])); });
