@@ -21,8 +21,9 @@ namespace hadal {
 struct EngineOptions {
   std::filesystem::path model;  // directory in Hugging Face layout; empty: the embedded default model
   int threads = 0;              // 0: all that the machine has
+  bool pin_threads = false;     // each to a core of its own, but for the caller's
   std::string
-      numerics;  // exact, qsim, official or int8; empty: official if any weight is quantised, else exact
+      numerics;  // exact, qsim, official or int8; empty: official if a weight is quantised, else exact
   std::string backend = "cpu";         // cpu, or ref: the plain reference
   std::string isa;                     // avx512bf16, avx512, avx2 or scalar; empty: the best
   std::int64_t chunk_tokens = 512;     // prompt tokens per forward; bounds scratch memory, never the result
