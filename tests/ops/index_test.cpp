@@ -134,7 +134,7 @@ TEST_P(IndexTest, Fp4ScoresHaveTheReferencesBits) {
 
             Buffer<std::uint8_t> codes(static_cast<std::size_t>(cpu::kIndexBlockRows * dim));
             Buffer<float> block_scale(codes.size() / 32), scale(cpu::kIndexBlockRows);
-            cpu::IndexRowBlock block{dim, false, codes.data(), block_scale.data(), scale.data()};
+            cpu::IndexRowBlock block{dim, false, codes.data(), scale.data(), block_scale.data()};
             std::vector<const std::byte*> tiles;
             for (std::int64_t i = 0; i < n; i += 16)
               tiles.push_back(rows.paged().page_of(i) + i % kPerPage * rows.paged().shape.bytes());

@@ -51,8 +51,8 @@ struct IndexRowBlock {
   std::int64_t dim = 0;
   bool plain = false;
   std::uint8_t* codes = nullptr;  // [tile][dim / 4][row][4]
-  float* block_scale = nullptr;   // [tile][dim / 32][row]; in a plain block all 1
-  float* scale = nullptr;         // [tile][row]: what is left; in a block that is not plain all 1
+  float* scale = nullptr;         // [tile][row]: what a code counts in a plain block,
+  float* block_scale = nullptr;   // [tile][dim / 32][row]: and in another
 };
 
 }  // namespace hadal::cpu

@@ -32,7 +32,7 @@ struct ThreadScratch {
       block_scale = Buffer<float>(size / cpu::kIndexBlock);
       scale = Buffer<float>(kIndexBlockRows);
     }
-    return {dim, false, codes.data(), block_scale.data(), scale.data()};
+    return {dim, false, codes.data(), scale.data(), block_scale.data()};
   }
   std::uint64_t* keys_of(std::int64_t n) {
     if (static_cast<std::int64_t>(keys.size()) < n)
@@ -43,6 +43,28 @@ struct ThreadScratch {
 ThreadScratch& thread_scratch() {
   static thread_local ThreadScratch scratch;
   return scratch;
+}
+
+// Where the tiles of rows [row, row + n_rows) are; row is a tile's first. No tile lies across a page boundary.
+void list_tiles(const PagedRows& rows, std::int64_t row, std::int64_t n_rows, const std::byte** tiles) {
+  std::int64_t page = row / rows.per_page, i = row % rows.per_page;
+  for (std::int64_t tile = 0; tile * kIndexTileRows < n_rows; ++tile) {
+    tiles[tile] = rows.pages[page] + rows.offset + i * rows.shape.bytes();
+    i += kIndexTileRows;
+    if (i == rows.per_page) i = 0, ++page;
+  }
+}
+
+// The rows of a page are a few lines among those of all other layers, so that no hardware prefetcher knows
+// where the next ones are. While a block is scored there is time to fetch them.
+void prefetch(const PagedRows& rows, std::int64_t row, std::int64_t end) {
+  const std::byte* tiles[cpu::kIndexBlockTiles];
+  const std::int64_t n_rows = std::min(kIndexBlockRows, end - row);
+  list_tiles(rows, row, n_rows, tiles);
+  const std::int64_t bytes = kIndexTileRows * rows.shape.bytes();
+  for (std::int64_t i = 0; i * kIndexTileRows < n_rows; ++i) {
+    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(tiles[i] + at);
+  }
 }
 
 }  // namespace
@@ -74,12 +96,12 @@ void CpuBackend::index_select(const IndexSelectParams& p) {
 void CpuBackend::index_select_slice(const IndexSelectParams& p) {
   const std::int64_t most = *std::max_element(p.visible.begin(), p.visible.end());
   const std::int64_t token_blocks = (p.n_tokens + kTokens - 1) / kTokens;
-  // Some pieces per thread for balance where there are tokens enough or where a range is much longer than k,
-  // but one per thread at least: the candidates of a short range are most of its rows.
+  // Some pieces per thread for balance, from many tokens or from ranges much longer than k, but one per thread
+  // at least: of n rows in any order k * (1 + ln(n / k)) get among the candidates, in every range anew.
   const std::int64_t threads = pool_.size();
   const std::int64_t balanced = (4 * threads + token_blocks - 1) / token_blocks;
   const std::int64_t wanted =
-      std::max((threads + token_blocks - 1) / token_blocks, std::min(balanced, most / (16 * p.k)));
+      std::max((threads + token_blocks - 1) / token_blocks, std::min(balanced, most / (64 * p.k)));
   const std::int64_t row_blocks = (most + kIndexBlockRows - 1) / kIndexBlockRows;
   const std::int64_t blocks_of_range = std::max<std::int64_t>(1, (row_blocks + wanted - 1) / wanted);
   const std::int64_t range = blocks_of_range * kIndexBlockRows;
@@ -132,13 +154,12 @@ void CpuBackend::index_candidates(const IndexSelectParams& p, std::int64_t token
   alignas(64) float scores[kIndexBlockRows];
   for (std::int64_t row = row_begin; row < std::min(row_end, most); row += kIndexBlockRows) {
     const std::int64_t n_rows = std::min(kIndexBlockRows, most - row);
-    // No tile lies across a page boundary.
     const std::byte* tiles[cpu::kIndexBlockTiles];
-    for (std::int64_t i = 0; i < n_rows; i += kIndexTileRows) {
-      tiles[i / kIndexTileRows] =
-          p.rows.page_of(row + i) + (row + i) % p.rows.per_page * p.rows.shape.bytes();
+    list_tiles(p.rows, row, n_rows, tiles);
+    if (fp4) {
+      kernels_.index_unpack(tiles, n_rows, block);
+      prefetch(p.rows, row + kIndexBlockRows, std::min(most, row_end));
     }
-    if (fp4) kernels_.index_unpack(tiles, n_rows, block);
     for (std::int64_t t = token_begin; t < token_end; ++t) {
       const std::int64_t seen = std::min(p.visible[static_cast<std::size_t>(t)] - row, kIndexBlockRows);
       if (seen <= 0) continue;
