@@ -98,9 +98,10 @@ void CpuBackend::linear(const LinearParams& p) {
     const Input in =
         input(p.x + group * w.in, p.groups * w.in, p.n_tokens, w.in, w.format, p.rounding, input_);
     const std::int64_t first = group * rows_per_group;
-    pool_.parallel_for(rows_per_group, kernels_.panel_rows, [&](std::int64_t begin, std::int64_t end) {
-      multiply(w, first + begin, first + end, p.n_tokens, in, nullptr, p.y, nullptr, false);
-    });
+    pool_.parallel_for(
+        rows_per_group, panel_rows(w.format, p.rounding), [&](std::int64_t begin, std::int64_t end) {
+          multiply(w, first + begin, first + end, p.n_tokens, in, nullptr, p.y, nullptr, false);
+        });
   }
 }
 

@@ -54,6 +54,11 @@ class CpuBackend final : public ReferenceBackend {
   Input input(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t dim, Linear::Format format,
               InputRounding rounding, InputStorage& storage);
 
+  // Rows that one call of a multiplication should cover.
+  std::int64_t panel_rows(Linear::Format format, InputRounding rounding) const {
+    return rounding == InputRounding::int8 && is_quantised(format) ? kernels_.int8_panel_rows
+                                                                   : kernels_.panel_rows;
+  }
   // At least n elements of a buffer whose contents nobody needs any more.
   template <class T>
   static T* grow(Buffer<T>& buffer, std::int64_t n) {

@@ -73,12 +73,13 @@ void CpuBackend::experts(const ExpertsParams& p) {
 
   // w1 and w3 of all active experts: one loop over (expert, panel of rows).
   const auto inputs_x = inputs(p.x, p.n_tokens, p.dim, input_, shared_input_);
-  const std::int64_t panels = (p.inter + kernels_.panel_rows - 1) / kernels_.panel_rows;
+  const std::int64_t at_once = panel_rows(routed_format, p.rounding);
+  const std::int64_t panels = (p.inter + at_once - 1) / at_once;
   pool_.parallel_for(n_active * panels, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t unit = begin; unit < end; ++unit) {
       const std::int64_t e = active_[static_cast<std::size_t>(unit / panels)];
-      const std::int64_t row = unit % panels * kernels_.panel_rows;
-      const std::int64_t stop = std::min(row + kernels_.panel_rows, p.inter);
+      const std::int64_t row = unit % panels * at_once;
+      const std::int64_t stop = std::min(row + at_once, p.inter);
       const Expert& w = weights_of(e);
       const Input& in = e == n_experts ? inputs_x.second : inputs_x.first;
       call(e, w.w1, row, stop, in, token_of_.data(), gate, slot_of_.data(), false);
@@ -94,9 +95,9 @@ void CpuBackend::experts(const ExpertsParams& p) {
 
   // w2: a panel of output rows takes the experts in ascending order, so every out[t] is summed in that order.
   const auto inputs_h = inputs(hidden, slots, p.inter, hidden_input_, shared_hidden_input_);
-  const std::int64_t out_panels = (p.dim + kernels_.panel_rows - 1) / kernels_.panel_rows;
+  const std::int64_t out_panels = (p.dim + at_once - 1) / at_once;
   pool_.parallel_for(out_panels, 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t row = begin * kernels_.panel_rows, stop = std::min(end * kernels_.panel_rows, p.dim);
+    const std::int64_t row = begin * at_once, stop = std::min(end * at_once, p.dim);
     for (std::int64_t t = 0; t < p.n_tokens; ++t)
       std::fill(p.out + t * p.dim + row, p.out + t * p.dim + stop, 0.0F);
     for (const std::int32_t e : active_) {

@@ -62,6 +62,7 @@ struct Kernels {
   std::string_view isa;
   // Rows that one call of gemm should cover: its unpacked panel then stays in the second-level cache.
   std::int64_t panel_rows;
+  std::int64_t int8_panel_rows;  // the same for gemm_int8
   void (*gemm)(const GemmArgs& args);
   // Rows [row_begin, row_end) of x [rows, dim] into a packed input. round_input: rounded to E4M3 with one
   // power-of-two scale per 1x128, as BF16, for FP8 and FP4 weights; dim % 128 == 0. split_input: as they are,

@@ -29,6 +29,7 @@ constexpr std::int64_t kGroup = 128;
 constexpr std::int64_t kAhead = 3072;  // bytes of prefetch, over page ends
 constexpr int kFused = 4;
 constexpr int kTokens = 12;  // of a tile
+constexpr std::int64_t kPanelTiles = 4;
 
 template <class T, int kWhich>
 T* scratch(std::int64_t n) {
@@ -119,69 +120,66 @@ inline void scales_of_rows(const std::uint8_t* const* row, std::int64_t group, s
     out[i] = half_scale(_mm512_cvtepu8_epi32(_mm_shuffle_epi8(by_group[i], block_major)));
 }
 
-// T tokens against FP4 rows as they are stored.
+// T tokens against FP4 rows as they are stored, four rows and 512 entries at a time.
 template <int T>
 inline void multiply_fused(const GemmArgs& p) {
   const Linear& w = *p.weight;
-  const std::int64_t groups = w.in / kGroup;
   std::int64_t x_row[T];
   for (int t = 0; t < T; ++t) x_row[t] = input_row(p, t);
-  // Of four rows, dots[row][group][t]: 4 lanes a block; scales[group].
-  auto* dots = scratch<__m512i, 0>(4 * groups * T);
-  auto* scales = scratch<__m512, 1>(groups + 3);
   const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
   for (std::int64_t row = p.row_begin; row < p.row_end; row += 4) {
     const std::int64_t rows = std::min<std::int64_t>(4, p.row_end - row);
+    const std::byte* bytes[4];
     const std::uint8_t* scale_bytes[4];
     for (std::int64_t r = 0; r < 4; ++r) {
       const std::int64_t real = row + std::min(r, rows - 1);
+      bytes[r] = w.weight + real * (w.in / 2);
       scale_bytes[r] = w.scale + real * (w.in / 32);
-      const std::byte* bytes = w.weight + real * (w.in / 2);
-      __m512i* to = dots + r * groups * T;
-      for (std::int64_t k = 0; k < w.in; k += kPackedDepth) {
-        const std::int64_t here = std::min(kPackedDepth, w.in - k);
-        const std::int8_t* x[T];
-        for (int t = 0; t < T; ++t) x[t] = p.int8->codes + k * p.packed_rows + x_row[t] * here;
-        for (std::int64_t at = 0; at < here; at += kGroup, bytes += 64, to += T) {
-          const __m512i codes = _mm512_loadu_si512(bytes);
-          _mm_prefetch(reinterpret_cast<const char*>(bytes) + kAhead, _MM_HINT_T0);
-          const __m512i even = offset_values(codes), odd = offset_values(high_nibbles(codes));
-          for (int t = 0; t < T; ++t) {
-            const __m512i sum =
-                _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(x[t] + at));
-            to[t] = _mm512_dpbusd_epi32(sum, odd, _mm512_loadu_si512(x[t] + at + 64));
-          }
-        }
-      }
     }
-    for (std::int64_t g = 0; g < groups; g += 4) scales_of_rows(scale_bytes, g, groups - g, scales + g);
     __m512 chains[T];
     for (int t = 0; t < T; ++t) chains[t] = _mm512_setzero_ps();
-    const __m512i* d = dots;
-    const __m512* scale = scales;
-    const std::int64_t next = groups * T;  // from row to row
     for (std::int64_t k = 0; k < w.in; k += kPackedDepth) {
-      const std::int64_t here = std::min(kPackedDepth, w.in - k);
+      const std::int64_t here = std::min(kPackedDepth, w.in - k), groups = here / kGroup;
+      const std::int8_t* x[T];
       const std::int32_t* offset[T];
       const float* x_scale[T];
       for (int t = 0; t < T; ++t) {
-        const std::int64_t first = (k * p.packed_rows + x_row[t] * here) / 32;
-        offset[t] = p.int8->offset16 + first;
-        x_scale[t] = p.int8->scales + first;
+        const std::int64_t first = k * p.packed_rows + x_row[t] * here;
+        x[t] = p.int8->codes + first;
+        offset[t] = p.int8->offset16 + first / 32;
+        x_scale[t] = p.int8->scales + first / 32;
       }
-      for (std::int64_t block = 0; block < here / 32; block += 4, ++scale) {
-        for (int t = 0; t < T; ++t, ++d) {
-          const __m512i ab =
-              _mm512_add_epi32(_mm512_unpacklo_epi32(d[0], d[next]), _mm512_unpackhi_epi32(d[0], d[next]));
-          const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(d[2 * next], d[3 * next]),
-                                              _mm512_unpackhi_epi32(d[2 * next], d[3 * next]));
+      // A lane is 8 entries of a row, four lanes a block of 32.
+      __m512i dots[4][4][T];  // [group][row][t]
+      for (int r = 0; r < 4; ++r) {
+        const std::byte* from = bytes[r] + k / 2;
+        for (std::int64_t g = 0; g < groups; ++g) {
+          const __m512i codes = _mm512_loadu_si512(from + g * 64);
+          _mm_prefetch(reinterpret_cast<const char*>(from + g * 64) + kAhead, _MM_HINT_T0);
+          const __m512i even = offset_values(codes), odd = offset_values(high_nibbles(codes));
+          for (int t = 0; t < T; ++t) {
+            const std::int8_t* in = x[t] + g * kGroup;
+            const __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(in));
+            dots[g][r][t] = _mm512_dpbusd_epi32(sum, odd, _mm512_loadu_si512(in + 64));
+          }
+        }
+      }
+      __m512 scales[4];
+      scales_of_rows(scale_bytes, k / kGroup, groups, scales);
+      for (std::int64_t g = 0; g < groups; ++g) {
+        for (int t = 0; t < T; ++t) {
+          // Four rows by four lanes of every block, summed into (block, row).
+          const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(dots[g][0][t], dots[g][1][t]),
+                                              _mm512_unpackhi_epi32(dots[g][0][t], dots[g][1][t]));
+          const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(dots[g][2][t], dots[g][3][t]),
+                                              _mm512_unpackhi_epi32(dots[g][2][t], dots[g][3][t]));
           const __m512i dot = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-          const __m128i offsets = _mm_loadu_si128(reinterpret_cast<const __m128i*>(offset[t] + block));
+          const __m128i offsets = _mm_loadu_si128(reinterpret_cast<const __m128i*>(offset[t] + g * 4));
           const __m512i whole =
               _mm512_add_epi32(dot, _mm512_permutexvar_epi32(spread, _mm512_castsi128_si512(offsets)));
-          const __m128 input_scales = _mm_loadu_ps(x_scale[t] + block);
+          const __m128 input_scales = _mm_loadu_ps(x_scale[t] + g * 4);
           const __m512 both =
-              _mm512_mul_ps(*scale, _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(input_scales)));
+              _mm512_mul_ps(scales[g], _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(input_scales)));
           chains[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), both, chains[t]);
         }
       }
@@ -319,44 +317,51 @@ inline void multiply_tile(const GemmArgs& p, const Tile& tile, std::int64_t row,
   }
 }
 
+// The tokens meet all tiles of a panel before the next tokens are fetched.
 template <class Tile>
-inline void multiply_tokens(const GemmArgs& p, const Tile& tile, std::int64_t row, std::int64_t rows,
-                            std::int64_t lane) {
-  const std::int64_t tiles = (p.n_tokens + kTokens - 1) / kTokens;
-  for (std::int64_t i = 0, t = 0; i < tiles; ++i) {
-    const std::int64_t next = (i + 1) * p.n_tokens / tiles;
-    switch (next - t) {
-#define HADAL_TOKENS(n)                                  \
-  case n:                                                \
-    multiply_tile<Tile, n>(p, tile, row, rows, lane, t); \
+inline void multiply_panel(const GemmArgs& p, const Tile* tile, std::int64_t n_tiles, std::int64_t row_begin,
+                           std::int64_t row_end) {
+  const std::int64_t parts = (p.n_tokens + kTokens - 1) / kTokens;
+  for (std::int64_t i = 0, t = 0; i < parts; ++i) {
+    const std::int64_t next = (i + 1) * p.n_tokens / parts;
+    std::int64_t row = row_begin;
+    for (std::int64_t n = 0; n < n_tiles; ++n) {
+      const std::int64_t lane = row % Int8Tiles::kRows;
+      const std::int64_t end = std::min(row_end, row - lane + Int8Tiles::kRows), rows = end - row;
+      switch (next - t) {
+#define HADAL_TOKENS(n_tokens)                                     \
+  case n_tokens:                                                   \
+    multiply_tile<Tile, n_tokens>(p, tile[n], row, rows, lane, t); \
     break;
-      HADAL_TOKENS(1)
-      HADAL_TOKENS(2)
-      HADAL_TOKENS(3)
-      HADAL_TOKENS(4)
-      HADAL_TOKENS(5)
-      HADAL_TOKENS(6)
-      HADAL_TOKENS(7)
-      HADAL_TOKENS(8)
-      HADAL_TOKENS(9)
-      HADAL_TOKENS(10)
-      HADAL_TOKENS(11)
-      HADAL_TOKENS(12)
+        HADAL_TOKENS(1)
+        HADAL_TOKENS(2)
+        HADAL_TOKENS(3)
+        HADAL_TOKENS(4)
+        HADAL_TOKENS(5)
+        HADAL_TOKENS(6)
+        HADAL_TOKENS(7)
+        HADAL_TOKENS(8)
+        HADAL_TOKENS(9)
+        HADAL_TOKENS(10)
+        HADAL_TOKENS(11)
+        HADAL_TOKENS(12)
 #undef HADAL_TOKENS
-      default:
-        break;
+        default:
+          break;
+      }
+      row = end;
     }
     t = next;
   }
 }
 
-// 16 rows of FP4 into a panel in the order of int8_tiles.h.
-inline void unpack_fp4(const Linear& w, std::int64_t row, std::int64_t rows, std::uint8_t* codes,
+// Rows [row, row_end), at most 16, of FP4 into a panel in the order of int8_tiles.h.
+inline void unpack_fp4(const Linear& w, std::int64_t row, std::int64_t row_end, std::uint8_t* codes,
                        float* scales) {
   const std::byte* source[16];
   const std::uint8_t* scale[16];
   for (std::int64_t r = 0; r < 16; ++r) {
-    const std::int64_t real = row + std::min(r, rows - 1);
+    const std::int64_t real = std::min(row + r, row_end - 1);
     source[r] = w.weight + real * (w.in / 2);
     scale[r] = w.scale + real * (w.in / 32);
   }
@@ -408,19 +413,30 @@ void gemm_int8(const GemmArgs& p) {
       default:
         break;
     }
-    auto* codes = scratch<std::uint8_t, 2>(16 * w.in);
-    auto* scales = scratch<float, 3>(w.in / 2);
-    for (std::int64_t row = p.row_begin; row < p.row_end; row += 16) {
-      const std::int64_t rows = std::min<std::int64_t>(16, p.row_end - row);
-      unpack_fp4(w, row, rows, codes, scales);
-      multiply_tokens(p, Fp4Tile{codes, scales}, row, rows, 0);
+    auto* codes = scratch<std::uint8_t, 0>(kPanelTiles * 16 * w.in);
+    auto* scales = scratch<float, 1>(kPanelTiles * w.in / 2);
+    for (std::int64_t row = p.row_begin; row < p.row_end;) {
+      Fp4Tile tile[kPanelTiles];
+      std::int64_t n_tiles = 0, end = row;
+      for (; n_tiles < kPanelTiles && end < p.row_end; ++n_tiles) {
+        const std::int64_t next = std::min(p.row_end, end - end % 16 + 16);
+        tile[n_tiles] = {codes + n_tiles * 16 * w.in, scales + n_tiles * w.in / 2};
+        unpack_fp4(w, end - end % 16, next, codes + n_tiles * 16 * w.in, scales + n_tiles * w.in / 2);
+        end = next;
+      }
+      multiply_panel(p, tile, n_tiles, row, end);
+      row = end;
     }
     return;
   }
   for (std::int64_t row = p.row_begin; row < p.row_end;) {
-    const std::int64_t tile = row / 16, end = std::min(p.row_end, (tile + 1) * 16);
-    multiply_tokens(p, Int8Tile{p.int8_tiles + tile * Int8Tiles::bytes(w.in)}, row, end - row,
-                    row - tile * 16);
+    Int8Tile tile[kPanelTiles];
+    std::int64_t n_tiles = 0, end = row;
+    for (; n_tiles < kPanelTiles && end < p.row_end; ++n_tiles) {
+      tile[n_tiles] = {p.int8_tiles + end / 16 * Int8Tiles::bytes(w.in)};
+      end = std::min(p.row_end, end - end % 16 + 16);
+    }
+    multiply_panel(p, tile, n_tiles, row, end);
     row = end;
   }
 }
@@ -436,6 +452,7 @@ bool supported() {
 }
 
 void install(Kernels& table) {
+  table.int8_panel_rows = kPanelTiles * Int8Tiles::kRows;
   table.round_input_int8 = round_input_int8;
   table.gemm_int8 = gemm_int8;
 }
