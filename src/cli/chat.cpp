@@ -50,8 +50,16 @@ class LineReader {
   bool read(std::string& line) {
     if (edit_ == nullptr) return static_cast<bool>(std::getline(std::cin, line));
     int count = 0;
-    const char* text = el_gets(edit_, &count);
-    if (text == nullptr || count <= 0) return false;
+    const char* text = nullptr;
+    for (;;) {
+      clear_interrupt();
+      text = el_gets(edit_, &count);
+      if (text != nullptr && count > 0) break;
+      if (!interrupted()) return false;
+      // Ctrl-C a moment after a reply has ended must not cost the conversation: it drops the line.
+      std::fputs("\n(Ctrl-D or /quit leaves)\n", stdout);
+      el_reset(edit_);
+    }
     line.assign(text, static_cast<std::size_t>(count));
     HistEvent event;
     if (line.find_first_not_of(" \n") != std::string::npos) history(history_, &event, H_ENTER, text);

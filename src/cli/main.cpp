@@ -1,7 +1,10 @@
 // The hadal binary: one subcommand per file of src/cli, as docs/cli.md lists them.
+#include <csignal>
+
 #include "cli/command.h"
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // past a limit on file sizes, write() then fails as on a full disk
   CLI::App app{"hadal: DeepSeek-V4 in C++. 'hadal COMMAND --help' explains a command.", "hadal"};
   app.require_subcommand(1);
   app.set_version_flag("--version", HADAL_VERSION);

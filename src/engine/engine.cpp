@@ -84,6 +84,9 @@ std::string_view to_string(FinishReason reason) {
 struct Engine::Impl {
   explicit Impl(const EngineOptions& given) : options(given), pool(given.threads, given.pin_threads) {}
 
+  // Whether a sequence of `length` tokens can read these: what the forward would refuse, before it begins.
+  Status check_tokens(std::int64_t length, std::span<const std::int32_t> tokens) const;
+
   EngineOptions options;
   ThreadPool pool;
   std::optional<Model> model;
@@ -93,6 +96,23 @@ struct Engine::Impl {
   Sampler sampler;
   EngineInfo info;
 };
+
+Status Engine::Impl::check_tokens(std::int64_t length, std::span<const std::int32_t> tokens) const {
+  const std::int64_t total = length + static_cast<std::int64_t>(tokens.size());
+  if (total > info.context) {
+    return fail(ErrorCode::resource_exhausted,
+                fmt::format("{} tokens do not fit in the model's context of {}; shorten the prompt", total,
+                            info.context));
+  }
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= info.vocab_size) {
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("token {} has id {}, but the model's vocabulary has ids 0 to {}", i, tokens[i],
+                              info.vocab_size - 1));
+    }
+  }
+  return {};
+}
 
 struct Sequence::Impl {
   Impl(std::shared_ptr<Engine::Impl> owner, SequenceState begun)
@@ -183,6 +203,8 @@ Result<Generation> Engine::generate(Sequence& sequence, std::span<const std::int
     return fail(ErrorCode::invalid_argument,
                 "an empty prompt on an empty sequence: there is nothing to continue");
   }
+  // All or nothing: a prompt that will be refused is refused before its first chunk is read.
+  HADAL_RETURN_IF_ERROR(impl_->check_tokens(sequence.length(), prompt));
   const auto cancelled = [&] { return options.cancelled && options.cancelled(); };
   Generation result;
   result.prompt_tokens = static_cast<std::int64_t>(prompt.size());
@@ -249,21 +271,7 @@ Sequence::~Sequence() = default;
 Status Sequence::append(std::span<const std::int32_t> tokens) {
   if (tokens.empty()) return {};
   Engine::Impl& engine = *impl_->engine;
-  // All or nothing: what the forward would refuse is refused before the first chunk.
-  const Config& config = engine.model->config();
-  const auto count = static_cast<std::int64_t>(tokens.size());
-  if (impl_->state.length() + count > config.max_position_embeddings) {
-    return fail(ErrorCode::resource_exhausted,
-                fmt::format("{} tokens do not fit in the model's context of {}; shorten the prompt",
-                            impl_->state.length() + count, config.max_position_embeddings));
-  }
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] < 0 || tokens[i] >= config.vocab_size) {
-      return fail(ErrorCode::invalid_argument,
-                  fmt::format("token {} has id {}, but the model's vocabulary has ids 0 to {}", i, tokens[i],
-                              config.vocab_size - 1));
-    }
-  }
+  HADAL_RETURN_IF_ERROR(engine.check_tokens(impl_->state.length(), tokens));
   while (!tokens.empty()) {
     std::int64_t chunk =
         std::min<std::int64_t>(static_cast<std::int64_t>(tokens.size()), engine.options.chunk_tokens);

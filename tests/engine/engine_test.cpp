@@ -67,6 +67,25 @@ TEST(Engine, SampledTextDependsOnTheSeedAlone) {
   EXPECT_NE(run(512, 2, 2), tokens);
 }
 
+// Chunks of a prompt are read one by one; what makes a later one impossible must be seen before the first.
+TEST(Engine, ARefusedPromptLeavesTheSequenceAsItWas) {
+  EngineOptions options;
+  options.chunk_tokens = 4;
+  const Engine engine = open(options);
+  Sequence sequence = engine.start();
+  ASSERT_TRUE(sequence.append({{1, 2, 3}}).has_value());
+  std::vector<std::int32_t> prompt(20, 5);
+  prompt.back() = static_cast<std::int32_t>(engine.info().vocab_size);
+  const auto refused = engine.generate(sequence, prompt, greedy(1));
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_EQ(refused.error().code(), ErrorCode::invalid_argument);
+  EXPECT_EQ(sequence.length(), 3);
+  prompt.assign(static_cast<std::size_t>(engine.info().context) - 2, 5);
+  EXPECT_EQ(engine.generate(sequence, prompt, greedy(1)).error().code(), ErrorCode::resource_exhausted);
+  EXPECT_EQ(sequence.length(), 3);
+  EXPECT_EQ(sequence.tokens(), (std::vector<std::int32_t>{1, 2, 3}));
+}
+
 TEST(Engine, StopsAtTokensAndStringsAndWhenCancelled) {
   const Engine engine = open();
   const auto prompt = *engine.tokenizer().encode("abc");
