@@ -45,7 +45,8 @@ ThreadScratch& thread_scratch() {
   return scratch;
 }
 
-// Where the tiles of rows [row, row + n_rows) are; row is a tile's first. No tile lies across a page boundary.
+// Where the tiles of rows [row, row + n_rows) are; row is a tile's first. No tile lies across a page
+// boundary.
 void list_tiles(const PagedRows& rows, std::int64_t row, std::int64_t n_rows, const std::byte** tiles) {
   std::int64_t page = row / rows.per_page, i = row % rows.per_page;
   for (std::int64_t tile = 0; tile * kIndexTileRows < n_rows; ++tile) {
@@ -56,8 +57,9 @@ void list_tiles(const PagedRows& rows, std::int64_t row, std::int64_t n_rows, co
 }
 
 // The rows of a page are a few lines among those of all other layers, so that no hardware prefetcher knows
-// where the next ones are. While a block is scored there is time to fetch them.
-void prefetch(const PagedRows& rows, std::int64_t row, std::int64_t end) {
+// where the next ones are. While a block is scored there is time to fetch them. Inline because g++ 12 takes a
+// function that only prefetches for one without effect and drops its calls.
+[[gnu::always_inline]] inline void prefetch(const PagedRows& rows, std::int64_t row, std::int64_t end) {
   const std::byte* tiles[cpu::kIndexBlockTiles];
   const std::int64_t n_rows = std::min(kIndexBlockRows, end - row);
   list_tiles(rows, row, n_rows, tiles);
@@ -96,8 +98,9 @@ void CpuBackend::index_select(const IndexSelectParams& p) {
 void CpuBackend::index_select_slice(const IndexSelectParams& p) {
   const std::int64_t most = *std::max_element(p.visible.begin(), p.visible.end());
   const std::int64_t token_blocks = (p.n_tokens + kTokens - 1) / kTokens;
-  // Some pieces per thread for balance, from many tokens or from ranges much longer than k, but one per thread
-  // at least: of n rows in any order k * (1 + ln(n / k)) get among the candidates, in every range anew.
+  // Some pieces per thread for balance, from many tokens or from ranges much longer than k, but one per
+  // thread at least: of n rows in any order k * (1 + ln(n / k)) get among the candidates, in every range
+  // anew.
   const std::int64_t threads = pool_.size();
   const std::int64_t balanced = (4 * threads + token_blocks - 1) / token_blocks;
   const std::int64_t wanted =
