@@ -20,7 +20,7 @@ constexpr std::int64_t kIndexBlockTiles = 4;  // unpacked and scored at once: 8 
 constexpr std::int64_t kIndexBlockRows = kIndexBlockTiles * kIndexTileRows;
 constexpr std::int64_t kIndexHeads = 4;   // heads that are scored together; queries are padded to that
 constexpr std::int64_t kIndexBlock = 32;  // entries per scale
-constexpr std::int64_t kIndexMostDim = 4096;
+constexpr std::int64_t kIndexMostDim = 1024;
 
 // Row codes are kept unsigned: the integer plus kIndexOffset. A query's sums start at -kIndexOffset times the
 // sum of its codes, which takes the offset away again.

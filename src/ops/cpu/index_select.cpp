@@ -57,8 +57,9 @@ void list_tiles(const PagedRows& rows, std::int64_t row, std::int64_t n_rows, co
 }
 
 // The rows of a page are a few lines among those of all other layers, so that no hardware prefetcher knows
-// where the next ones are. While a block is scored there is time to fetch them.
-void prefetch(const PagedRows& rows, std::int64_t row, std::int64_t end) {
+// where the next ones are. While a block is scored there is time to fetch them. Inline because g++ 12 takes a
+// function that only prefetches for one without effect and drops its calls.
+[[gnu::always_inline]] inline void prefetch(const PagedRows& rows, std::int64_t row, std::int64_t end) {
   const std::byte* tiles[cpu::kIndexBlockTiles];
   const std::int64_t n_rows = std::min(kIndexBlockRows, end - row);
   list_tiles(rows, row, n_rows, tiles);
