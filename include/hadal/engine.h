@@ -21,6 +21,7 @@ namespace hadal {
 struct EngineOptions {
   std::filesystem::path model;  // directory in Hugging Face layout; empty: the embedded default model
   int threads = 0;              // 0: all that the machine has
+  bool pin_threads = false;     // each to a core of its own, but for the caller's
   std::string
       numerics;  // exact, qsim, official or int8; empty: official if any weight is quantised, else exact
   std::string backend = "cpu";         // cpu, or ref: the plain reference

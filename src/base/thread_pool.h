@@ -14,15 +14,19 @@ namespace hadal {
 class ThreadPool {
  public:
   // n_threads counts the caller; 0 means all that the machine (or HADAL_THREADS, read by the cli) offers.
-  explicit ThreadPool(int n_threads = 0);
+  // `pin` ties every thread but the caller's to a core of its own, as far as there are any.
+  explicit ThreadPool(int n_threads = 0, bool pin = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(begin, end) until every index of [0, n) has been covered once, in chunks of at most `grain`.
-  // Returns when all are done. The body must not throw and must not call parallel_for. One caller at a time.
+  // Calls body(begin, end) until every index of [0, n) has been covered once, in chunks of at most `grain`
+  // that begin at its multiples. Every thread starts on a share of its own, one contiguous run of chunks in
+  // ascending order, so that it reads what lies one behind the other as one stream; who is done takes half of
+  // what another has left, from its end. Returns when all are done. The body must not throw and must not call
+  // parallel_for. One caller at a time.
   template <class Body>
   void parallel_for(std::int64_t n, std::int64_t grain, Body&& body) {
     using Decayed = std::remove_reference_t<Body>;
@@ -36,21 +40,29 @@ class ThreadPool {
 
  private:
   using Chunk = void (*)(void* context, std::int64_t begin, std::int64_t end);
+  // Chunks [begin, end) that nobody has taken yet, begin in the low half. One word, so that taking from
+  // either end is one compare-and-swap, and a value that comes back means the same thing again.
+  struct alignas(64) Share {
+    std::atomic<std::uint64_t> range{0};
+  };
 
   void run(std::int64_t n, std::int64_t grain, Chunk chunk, void* context);
-  void work();  // takes chunks of the current job until none is left
-  void worker_main();
+  void work(std::size_t self);  // takes chunks of the current job until none is left
+  bool steal(std::size_t self);
+  void worker_main(std::size_t self);
 
   std::vector<std::thread> workers_;
-  std::atomic<std::uint32_t> epoch_{0};   // one more for every job; workers wait on it
-  std::atomic<std::int64_t> next_{0};     // first index not yet taken
-  std::atomic<std::int32_t> running_{0};  // workers that have not finished the current job
+  std::unique_ptr<Share[]> shares_;  // [size()], the caller's first
+  int spins_ = 0;                    // looks at a word before a thread sleeps on it
+  // The job, written before epoch_ is raised and read after; one cache line brings a worker all of it.
+  alignas(64) std::atomic<std::uint32_t> epoch_{0};  // one more for every job; workers wait on it
   std::atomic<bool> stop_{false};
-  // The job, written before epoch_ is raised and read after:
   std::int64_t n_ = 0;
   std::int64_t grain_ = 1;
   Chunk chunk_ = nullptr;
   void* context_ = nullptr;
+  // Workers that have not finished the current job; on a line that nobody waiting for a job looks at.
+  alignas(64) std::atomic<std::int32_t> running_{0};
 };
 
 }  // namespace hadal

@@ -185,7 +185,7 @@ Status bench(const Arguments& arguments) {
   if (arguments.engine.model.empty() == arguments.preset.empty()) {
     return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash or pro");
   }
-  ThreadPool pool(arguments.engine.threads);
+  ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend,
                          make_backend(arguments.engine.backend, arguments.engine.isa, pool));
   HADAL_ASSIGN_OR_RETURN(const Model model, open_model(arguments, pool));

@@ -29,6 +29,7 @@ void add_engine_options(CLI::App& command, EngineOptions& options) {
       ->envname("HADAL_THREADS")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
+  command.add_flag("--pin", options.pin_threads, "Tie each thread to a core of its own");
   command
       .add_option("--numerics", options.numerics,
                   "exact, qsim, official or int8; by default official if any weight is quantised, else exact")

@@ -9,7 +9,7 @@
 
 namespace hadal::cli {
 
-// Adds -m, --threads, --numerics and --backend. HADAL_THREADS and HADAL_ISA stand in for what is not given.
+// Adds -m, --threads, --pin, --numerics and --backend. HADAL_THREADS and HADAL_ISA stand in for what is not given.
 void add_engine_options(CLI::App& command, EngineOptions& options);
 
 // A line on stderr.

@@ -90,7 +90,7 @@ Status logits(const Arguments& arguments) {
   if (arguments.mtp && (sequences.size() > 1 || sequences[0].size() < 2)) {
     return fail(ErrorCode::invalid_argument, "--mtp takes one sequence of at least two tokens");
   }
-  ThreadPool pool(arguments.engine.threads);
+  ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend,
                          make_backend(arguments.engine.backend, arguments.engine.isa, pool));
   HADAL_ASSIGN_OR_RETURN(const Model model, Model::load(arguments.engine.model, arguments.engine.notice));

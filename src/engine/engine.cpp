@@ -82,7 +82,7 @@ std::string_view to_string(FinishReason reason) {
 }
 
 struct Engine::Impl {
-  Impl(const EngineOptions& given, int threads) : options(given), pool(threads) {}
+  explicit Impl(const EngineOptions& given) : options(given), pool(given.threads, given.pin_threads) {}
 
   EngineOptions options;
   ThreadPool pool;
@@ -115,7 +115,7 @@ Result<Engine> Engine::open(const EngineOptions& options) {
     return fail(ErrorCode::invalid_argument, fmt::format("checkpoint_tokens is {}, expected a multiple of {}",
                                                          options.checkpoint_tokens, kPageTokens));
   }
-  auto impl = std::make_shared<Impl>(options, options.threads);
+  auto impl = std::make_shared<Impl>(options);
   HADAL_ASSIGN_OR_RETURN(impl->backend, make_backend(options.backend, options.isa, impl->pool));
   const bool embedded = options.model.empty();
   HADAL_ASSIGN_OR_RETURN(Opened opened,

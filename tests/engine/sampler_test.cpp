@@ -1,8 +1,10 @@
 #include "engine/sampler.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
 
 #include <gtest/gtest.h>
 
@@ -98,6 +100,27 @@ TEST(Sampler, LargeVocabularyTopPMatchesItsDefinition) {
   }
   EXPECT_GT(allowed.size(), 256U) << "the test should grow the sorted front";
   for (const auto& [id, share] : frequencies(logits, options, 300)) EXPECT_TRUE(allowed.contains(id)) << id;
+}
+
+TEST(Sampler, LargeVocabularyTopKMatchesItsDefinition) {
+  std::vector<float> logits(5003);
+  const Philox random(1, 3);
+  for (std::size_t i = 0; i < logits.size(); ++i)
+    logits[i] = std::floor(static_cast<float>(9 * random.uniform(i)));
+  std::vector<std::int32_t> order(logits.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int32_t>(i);
+  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
+  });
+  SamplingOptions options = with_temperature(50);
+  options.top_k = 700;  // ends among equals, of which the lowest ids stay
+  const std::set<std::int32_t> allowed(order.begin(), order.begin() + 700);
+  const auto drawn = frequencies(logits, options, 20000);
+  for (const auto& [id, share] : drawn) EXPECT_TRUE(allowed.contains(id)) << id;
+  EXPECT_GT(drawn.size(), 690U);
+  Sampler sampler;
+  const auto top = sampler.sample(logits, options, 0, 600).top;
+  for (std::size_t i = 0; i < top.size(); ++i) EXPECT_EQ(top[i].token, order[i]);
 }
 
 TEST(Sampler, TheDrawIsAFunctionOfSeedAndPosition) {
