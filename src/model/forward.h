@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <string_view>
@@ -73,10 +74,10 @@ struct Forward {
   }
   // KV rows [rows, c] rounded to what the caches of these numerics and this state keep.
   void round_cache_rows(std::int64_t rows, float* x) const;
-  void watch(const char* name, const float* data, const Shape& shape) const {
+  void watch(const char* name, const float* data, std::initializer_list<std::int64_t> shape) const {
     if (tap != nullptr) tap->floats(tap_prefix + name, data, shape);
   }
-  void watch(const char* name, const std::int32_t* data, const Shape& shape) const {
+  void watch(const char* name, const std::int32_t* data, std::initializer_list<std::int64_t> shape) const {
     if (tap != nullptr) tap->ints(tap_prefix + name, data, shape);
   }
 };

@@ -81,7 +81,7 @@ void CpuBackend::hc_head(const HcHeadParams& p) {
 }
 
 void CpuBackend::gate(const GateParams& p) {
-  if (p.n_experts % kLanes != 0 || p.k > cpu::kMostExpertsPerToken) return ref::gate(p, pool_);
+  if (p.k > cpu::kMostExpertsPerToken) return ref::gate(p, pool_);
   pool_.parallel_for(p.n_tokens, rows_of_piece(8 * p.n_experts),
                      [&](std::int64_t begin, std::int64_t end) { kernels_.gate(p, begin, end); });
 }
