@@ -22,6 +22,9 @@ struct EngineOptions {
   std::filesystem::path model;  // directory in Hugging Face layout; empty: the embedded default model
   int threads = 0;              // 0: all that the machine has
   std::string numerics;  // exact, qsim or official; empty: official if any weight is quantised, else exact
+  // How sequences keep what they have read (docs/sequence_state.md): compact, the formats of the published
+  // deployment, or f32. Empty: compact, but f32 with exact numerics, whose rows nothing quantises.
+  std::string state;
   std::string backend = "cpu";         // cpu, or ref: the plain reference
   std::string isa;                     // avx512bf16, avx512, avx2 or scalar; empty: the best
   std::int64_t chunk_tokens = 512;     // prompt tokens per forward; bounds scratch memory, never the result
@@ -79,6 +82,7 @@ struct EngineInfo {
   std::string model;     // path, or "embedded"
   std::string backend;   // "cpu-avx512"
   std::string numerics;  // "official"
+  std::string state;     // "compact"
   int threads = 0;
   std::int64_t vocab_size = 0;
   std::int64_t context = 0;     // tokens

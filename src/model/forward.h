@@ -22,6 +22,10 @@ enum class Numerics : std::uint8_t {
   official,  // also the FP8 inputs of quantised linears: what the official code computes
 };
 std::string_view to_string(Numerics numerics);
+// Whether rows are rounded to what the published caches store.
+constexpr bool quantises_rows(Numerics numerics) {
+  return numerics != Numerics::exact;
+}
 Result<Numerics> numerics_from_string(std::string_view name);
 
 // Consecutive tokens of one sequence within the batch.
@@ -57,7 +61,7 @@ struct Forward {
   std::string tap_prefix;  // "layers.3."
 
   std::int64_t n_tokens() const { return static_cast<std::int64_t>(tokens.size()); }
-  bool simulate_cache() const { return numerics != Numerics::exact; }
+  bool simulate_cache() const { return quantises_rows(numerics); }
   bool quantise_inputs() const { return numerics == Numerics::official; }
 
   void linear(const Linear& w, const float* x, std::int64_t n, float* y, bool quantise_input = true) const {
