@@ -11,6 +11,8 @@
 #include <limits>
 #include <vector>
 
+#include "base/buffer.h"
+#include "ops/attention_rows.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/target.h"
 #include "tensor/codec.h"
@@ -102,6 +104,8 @@ inline Vec load_e2m1(const std::byte* p) {
   const __m128i doubled = _mm_shuffle_epi8(table, _mm_unpacklo_epi8(low, high));
   return {widen_doubled(doubled), widen_doubled(_mm_srli_si128(doubled, 8))};
 }
+
+constexpr int kVectors = 8;  // that the registers hold
 
 #include "ops/cpu/kernels.inc"
 

@@ -11,6 +11,8 @@
 #include <limits>
 #include <vector>
 
+#include "base/buffer.h"
+#include "ops/attention_rows.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/target.h"
 #include "tensor/codec.h"
@@ -84,6 +86,8 @@ inline Vec load_e2m1(const std::byte* p) {
   const __m512 table = _mm512_setr_ps(0, .5F, 1, 1.5F, 2, 3, 4, 6, -0.F, -.5F, -1, -1.5F, -2, -3, -4, -6);
   return {_mm512_permutexvar_ps(codes, table)};
 }
+
+constexpr int kVectors = 32;  // that the registers hold
 
 #include "ops/cpu/kernels.inc"
 

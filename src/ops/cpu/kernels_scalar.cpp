@@ -8,6 +8,8 @@
 #include <limits>
 #include <vector>
 
+#include "base/buffer.h"
+#include "ops/attention_rows.h"
 #include "ops/cpu/kernels.h"
 #include "tensor/codec.h"
 
@@ -82,6 +84,8 @@ inline Vec load_e2m1(const std::byte* p) {
     return e2m1_to_f32(i % 2 == 0 ? pair & 15 : pair >> 4);
   });
 }
+
+constexpr int kVectors = 8;  // that the registers hold
 
 #include "ops/cpu/kernels.inc"
 
