@@ -22,8 +22,10 @@ struct EngineOptions {
   std::filesystem::path model;  // directory in Hugging Face layout; empty: the embedded default model
   int threads = 0;              // 0: all that the machine has
   bool pin_threads = false;     // each to a core of its own, but for the caller's
-  std::string
-      numerics;  // exact, qsim, official or int8; empty: official if a weight is quantised, else exact
+  std::string numerics;  // exact, qsim, official, int8; empty: official if a weight is quantised, else exact
+  // How sequences keep what they have read (docs/sequence_state.md): compact, the formats of the published
+  // deployment, or f32. Empty: compact, but f32 with exact numerics, whose rows nothing quantises.
+  std::string state;
   std::string backend = "cpu";         // cpu, or ref: the plain reference
   std::string isa;                     // avx512bf16, avx512, avx2 or scalar; empty: the best
   std::int64_t chunk_tokens = 512;     // prompt tokens per forward; bounds scratch memory, never the result
@@ -81,6 +83,7 @@ struct EngineInfo {
   std::string model;     // path, or "embedded"
   std::string backend;   // "cpu-avx512"
   std::string numerics;  // "official"
+  std::string state;     // "compact"
   int threads = 0;
   std::int64_t vocab_size = 0;
   std::int64_t context = 0;     // tokens

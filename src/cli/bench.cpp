@@ -38,9 +38,11 @@ struct Row {
 
 class Bench {
  public:
-  Bench(const Arguments& arguments, const Model& model, Transformer& transformer, ThreadPool& pool)
+  Bench(const Arguments& arguments, const Model& model, StateFormat format, Transformer& transformer,
+        ThreadPool& pool)
       : arguments_(arguments),
         model_(model),
+        layout_(model.state_layout(format)),
         transformer_(transformer),
         bandwidth_(std::size_t{1} << 30, pool) {
     bandwidth_.measure();
@@ -135,7 +137,7 @@ class Bench {
     context = std::clamp<std::int64_t>(context, 0, std::max<std::int64_t>(room, 0));
     std::vector<SequenceState> states;
     for (std::int64_t i = 0; i < (count > 0 ? count : arguments_.batch); ++i) {
-      states.emplace_back(model_.state_layout());
+      states.emplace_back(layout_);
       if (context > 0) states.back().fill_synthetic(context, static_cast<std::uint64_t>(i) + 1);
     }
     return states;
@@ -153,13 +155,14 @@ class Bench {
     Row out{phase, context, batch, static_cast<double>(tokens) / median(seconds), median(reads), {}, {}};
     const bool decoding = out.phase == "decode";
     out.cost =
-        token_cost(model_.config(), model_.state_layout(), context,
+        token_cost(model_.config(), layout_, context,
                    decoding ? batch : std::min(arguments_.chunk, arguments_.prefill), decoding ? batch : 1);
     return out;
   }
 
   const Arguments& arguments_;
   const Model& model_;
+  const StateLayout& layout_;
   Transformer& transformer_;
   ReadBandwidth bandwidth_;
   Sampler sampler_;
@@ -193,12 +196,14 @@ Status bench(const Arguments& arguments) {
   if (!arguments.engine.numerics.empty()) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(arguments.engine.numerics));
   }
+  HADAL_ASSIGN_OR_RETURN(const StateFormat format,
+                         choose_state_format(arguments.engine.state, quantises_rows(numerics)));
   Transformer transformer(model, *backend, numerics);
   if (transformer.prepared_bytes() > 0) {
     notice(fmt::format("{:.2f} GB of FP8 weights made int8 beside the checkpoint",
                        static_cast<double>(transformer.prepared_bytes()) / 1e9));
   }
-  Bench runner(arguments, model, transformer, pool);
+  Bench runner(arguments, model, format, transformer, pool);
   const ArithmeticPeaks peaks = measure_arithmetic(pool);
   const double peak = std::max(peaks.f32_gflops, peaks.bf16_gflops);
 
@@ -206,6 +211,7 @@ Status bench(const Arguments& arguments) {
   out["isa"] = backend->name();
   out["threads"] = pool.size();
   out["numerics"] = to_string(numerics);
+  out["state"] = to_string(format);
   out["peak_gflops"] = peak;
   out["f32_peak_gflops"] = peaks.f32_gflops;
   out["bf16_peak_gflops"] = peaks.bf16_gflops;

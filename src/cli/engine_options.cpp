@@ -34,6 +34,11 @@ void add_engine_options(CLI::App& command, EngineOptions& options) {
       .add_option("--numerics", options.numerics,
                   "exact, qsim, official or int8; by default official if any weight is quantised, else exact")
       ->check(CLI::IsMember({"exact", "qsim", "official", "int8"}));
+  command
+      .add_option("--state", options.state,
+                  "How sequences keep their rows: compact (FP8, FP4) or f32; by default compact, "
+                  "but f32 with exact numerics")
+      ->check(CLI::IsMember({"f32", "compact"}));
   command.add_option("--backend", options.backend, "cpu, or ref: the plain reference, slow")
       ->check(CLI::IsMember({"cpu", "ref"}))
       ->capture_default_str();

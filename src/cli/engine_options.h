@@ -1,4 +1,5 @@
-// The options that every command with a model shares: -m, --threads, --numerics, and how progress is told.
+// The options that every command with a model shares: -m, --threads, --numerics, --state, and how progress is
+// told.
 #pragma once
 
 #include <string>
@@ -9,7 +10,8 @@
 
 namespace hadal::cli {
 
-// Adds -m, --threads, --pin, --numerics and --backend. HADAL_THREADS and HADAL_ISA stand in for what is not given.
+// Adds -m, --threads, --pin, --numerics, --state, --backend and --isa. HADAL_THREADS and HADAL_ISA stand in
+// for what is not given.
 void add_engine_options(CLI::App& command, EngineOptions& options);
 
 // A line on stderr.

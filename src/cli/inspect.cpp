@@ -57,6 +57,7 @@ struct Report {
   ParameterCount parameters;
   CacheCost cache;
   std::int64_t context = 0;
+  std::optional<StateLayout> state;  // hadal's own, in the format that the model gets by default
 };
 
 Report describe(std::string name, const Config& config) {
@@ -82,6 +83,7 @@ Result<Report> inspect_preset(const std::string& preset) {
   HADAL_ASSIGN_OR_RETURN(const Config config, preset_config(preset));
   Report report = describe(preset, config);
   report.inventory = expected_inventory(config, StorageFormat::published);
+  report.state.emplace(config, StateFormat::compact);
   return report;
 }
 
@@ -94,6 +96,8 @@ Result<Report> inspect_directory(const std::string& directory) {
   // The loader itself says whether the files are the model that the config describes.
   auto model = Model::bind(config, std::move(checkpoint),
                            [&](std::string_view notice) { report.notices.emplace_back(notice); });
+  const bool quantised = model && model->quantised();
+  report.state.emplace(config, quantised ? StateFormat::compact : StateFormat::f32);
   if (!model) report.problem = std::move(model).error().with_context(directory);
   return report;
 }
@@ -104,18 +108,15 @@ Json number(double value) {
   return static_cast<double>(whole) == value ? Json(whole) : Json(value);
 }
 
-std::int64_t fixed_state_bytes(const StateLayout& layout) {
-  return layout.fixed_bytes;
-}
 double page_bytes_per_token(const StateLayout& layout) {
   return static_cast<double>(layout.page_bytes) / static_cast<double>(kPageTokens);
 }
 
 // Tokens of one sequence that fit beside the weights, by hadal's own state; none when the weights do not fit.
 std::optional<std::int64_t> tokens_that_fit(const Report& report, const Memory& memory) {
-  if (!report.config || !report.inventory || memory.available < report.inventory->bytes) return std::nullopt;
-  const StateLayout layout(*report.config);
-  const std::int64_t left = memory.available - report.inventory->bytes - fixed_state_bytes(layout);
+  if (!report.state || !report.inventory || memory.available < report.inventory->bytes) return std::nullopt;
+  const StateLayout& layout = *report.state;
+  const std::int64_t left = memory.available - report.inventory->bytes - layout.fixed_bytes;
   if (left < 0 || layout.page_bytes == 0) return left < 0 ? 0 : report.context;
   const double tokens = static_cast<double>(left) / page_bytes_per_token(layout);
   return std::min(report.context, static_cast<std::int64_t>(tokens));
@@ -144,9 +145,10 @@ Json as_json(const Report& report) {
   out["state_bytes_per_sequence"] = report.cache.bytes_per_sequence;
   out["context"] = report.context;
   if (report.config) {
-    const StateLayout layout(*report.config);
+    const StateLayout& layout = *report.state;
+    out["hadal_state"] = to_string(layout.format);
     out["hadal_bytes_per_token"] = number(page_bytes_per_token(layout));
-    out["hadal_bytes_per_sequence"] = fixed_state_bytes(layout);
+    out["hadal_bytes_per_sequence"] = layout.fixed_bytes;
     out["config"] = Json::parse(config_to_json(*report.config));
   }
   if (const auto memory = machine_memory()) {
@@ -238,10 +240,11 @@ std::string as_text(const Report& report) {
   }
   const auto memory = machine_memory();
   if (report.config) {
-    const StateLayout layout(*report.config);
-    line("in hadal", fmt::format("{} bytes per token and {}B per sequence (float32 rows; windows, unfinished "
-                                 "blocks, MTP)",
-                                 page_bytes_per_token(layout), readable(fixed_state_bytes(layout))));
+    const StateLayout& layout = *report.state;
+    line("in hadal",
+         fmt::format("{} bytes per token and {}B per sequence ({} state; windows, unfinished "
+                     "blocks, MTP)",
+                     page_bytes_per_token(layout), readable(layout.fixed_bytes), to_string(layout.format)));
   }
   if (memory) {
     line("memory", fmt::format("{}B in this machine, {}B available", readable(memory->total),

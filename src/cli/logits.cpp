@@ -102,9 +102,11 @@ Status logits(const Arguments& arguments) {
     return fail(ErrorCode::unsupported,
                 fmt::format("{}: --mtp: the model has no MTP block", arguments.engine.model.string()));
   }
+  HADAL_ASSIGN_OR_RETURN(const StateFormat format,
+                         choose_state_format(arguments.engine.state, quantises_rows(numerics)));
   Transformer transformer(model, *backend, numerics);
   std::vector<SequenceState> states;
-  for (std::size_t i = 0; i < sequences.size(); ++i) states.emplace_back(model.state_layout());
+  for (std::size_t i = 0; i < sequences.size(); ++i) states.emplace_back(model.state_layout(format));
   std::vector<std::vector<float>> rows(sequences.size());
   std::vector<float> streams;
   HADAL_RETURN_IF_ERROR(
@@ -133,6 +135,11 @@ void register_logits(CLI::App& app, Outcome& outcome) {
   auto* command = app.add_subcommand("logits", "Logits of given tokens, as a safetensors file");
   auto arguments = std::make_shared<Arguments>();
   add_engine_options(*command, arguments->engine);
+  // The implementations that logits are compared with keep rope entries in float32.
+  arguments->engine.state = "f32";
+  command->get_option("--state")
+      ->description("How rows are kept: f32 or compact (FP8, FP4)")
+      ->capture_default_str();
   command->get_option("--model")->required();
   command->add_option("--tokens", arguments->tokens, "JSON array of token ids, or of arrays for a batch")
       ->required()

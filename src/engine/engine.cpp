@@ -93,8 +93,11 @@ struct Engine::Impl {
   std::optional<Tokenizer> tokenizer;
   std::unique_ptr<Backend> backend;
   std::optional<Transformer> transformer;
+  StateFormat state = StateFormat::f32;
   Sampler sampler;
   EngineInfo info;
+
+  const StateLayout& state_layout() const { return model->state_layout(state); }
 };
 
 Status Engine::Impl::check_tokens(std::int64_t length, std::span<const std::int32_t> tokens) const {
@@ -147,12 +150,14 @@ Result<Engine> Engine::open(const EngineOptions& options) {
   if (!options.numerics.empty()) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(options.numerics));
   }
+  HADAL_ASSIGN_OR_RETURN(impl->state, choose_state_format(options.state, quantises_rows(numerics)));
   impl->transformer.emplace(*impl->model, *impl->backend, numerics);
   const Config& config = impl->model->config();
   EngineInfo& info = impl->info;
   info.model = embedded ? "embedded" : options.model.string();
   info.backend = impl->backend->name();
   info.numerics = to_string(numerics);
+  info.state = to_string(impl->state);
   info.threads = impl->pool.size();
   info.vocab_size = config.vocab_size;
   info.context = config.max_position_embeddings;
@@ -175,12 +180,12 @@ const Tokenizer& Engine::tokenizer() const {
 }
 
 Sequence Engine::start() const {
-  return Sequence(std::make_unique<Sequence::Impl>(impl_, SequenceState(impl_->model->state_layout())));
+  return Sequence(std::make_unique<Sequence::Impl>(impl_, SequenceState(impl_->state_layout())));
 }
 
 Result<Sequence> Engine::load_sequence(const std::filesystem::path& path) const {
   const auto tag = static_cast<std::uint64_t>(impl_->transformer->numerics());
-  HADAL_ASSIGN_OR_RETURN(SequenceState state, SequenceState::load(impl_->model->state_layout(), path, tag));
+  HADAL_ASSIGN_OR_RETURN(SequenceState state, SequenceState::load(impl_->state_layout(), path, tag));
   std::filesystem::path ids_path = path;
   ids_path += ".tokens";
   HADAL_ASSIGN_OR_RETURN(const std::string bytes, read_file(ids_path));

@@ -8,56 +8,17 @@
 namespace hadal {
 namespace {
 
-// The rows that each token attends to, oldest first: its window, then its compressed rows. That order is
-// the order of every sum over them, so it must not depend on how the tokens came to be in this batch.
-struct RowLists {
-  const float** rows = nullptr;
-  std::int64_t* begin = nullptr;  // [T + 1]
-};
-
-RowLists gather_rows(const Forward& f, std::int64_t block, const float* kv, const std::int64_t* visible,
-                     const std::int32_t* selected) {
+// What the segments of the batch have kept for this block.
+std::span<const AttentionSegment> attention_segments(const Forward& f, std::int64_t block) {
   const StateLayout& layout = f.segments[0].state->layout();
   const BlockStateLayout& block_layout = layout.blocks[static_cast<std::size_t>(block)];
-  const std::int64_t w = layout.window_rows, c = layout.row.dim;
-  const std::int64_t chosen = selected != nullptr ? f.config.index_topk : 0;
-
-  RowLists lists;
-  lists.begin = f.arena.take<std::int64_t>(f.n_tokens() + 1);
-  lists.begin[0] = 0;
-  for (const Segment& s : f.segments) {
-    for (std::int64_t i = 0; i < s.count; ++i) {
-      const std::int64_t t = s.begin + i;
-      const std::int64_t compressed = visible == nullptr ? 0
-                                      : chosen > 0       ? std::min(chosen, visible[t])
-                                                         : visible[t];
-      lists.begin[t + 1] = lists.begin[t] + std::min(w, s.start + i + 1) + compressed;
-    }
+  auto* out = f.arena.take<AttentionSegment>(static_cast<std::int64_t>(f.segments.size()));
+  for (std::size_t i = 0; i < f.segments.size(); ++i) {
+    const Segment& s = f.segments[i];
+    out[i] = {s.begin, s.count, s.start, s.state->fixed(block_layout.window),
+              s.state->paged_rows(block_layout.rows)};
   }
-  lists.rows = f.arena.take<const float*>(lists.begin[f.n_tokens()]);
-  const float** at = lists.rows;
-  for (const Segment& s : f.segments) {
-    const std::byte* ring = s.state->fixed(block_layout.window);
-    const PagedRows pages = s.state->paged_rows(block_layout.rows);
-    const auto row_at = [&](const std::byte* rows, std::int64_t i) -> const float* {
-      if (layout.row.format == RowFormat::f32) return reinterpret_cast<const float*>(rows) + i * c;
-      float* row = f.arena.take<float>(c);
-      load_row(layout.row, rows, i, row);
-      return row;
-    };
-    for (std::int64_t i = 0; i < s.count; ++i) {
-      const std::int64_t t = s.begin + i, position = s.start + i;
-      for (std::int64_t p = std::max<std::int64_t>(0, position - w + 1); p <= position; ++p) {
-        *at++ = p < s.start ? row_at(ring, p % w) : kv + (s.begin + p - s.start) * c;
-      }
-      const std::int64_t compressed = lists.begin[t + 1] - lists.begin[t] - std::min(w, position + 1);
-      for (std::int64_t j = 0; j < compressed; ++j) {
-        const std::int64_t b = selected != nullptr ? selected[t * chosen + j] : j;
-        *at++ = row_at(pages.page_of(b), b % pages.per_page);
-      }
-    }
-  }
-  return lists;
+  return {out, f.segments.size()};
 }
 
 // The last w of the new rows take their places in the ring.
@@ -101,16 +62,16 @@ void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, 
   f.round_cache_rows(n, kv);
   f.watch("attn.kv_window", kv, {n, c});
 
-  std::int64_t* visible = nullptr;  // [T]: row b may be seen from token t iff b < (t + 1) / m
+  std::span<std::int64_t> visible;  // [T]: row b may be seen from token t iff b < (t + 1) / m
   std::int32_t* selected = nullptr;
   if (compressed) {
     compress_tokens(
         f, block,
         {w.compressor, &BlockStateLayout::tail, &BlockStateLayout::rows, false, "attn.kv_compressed"}, x);
-    visible = f.arena.take<std::int64_t>(n);
+    visible = {f.arena.take<std::int64_t>(n), static_cast<std::size_t>(n)};
     for (const Segment& s : f.segments) {
       for (std::int64_t i = 0; i < s.count; ++i)
-        visible[s.begin + i] = (s.start + i + 1) / config.compress_ratio(block);
+        visible[static_cast<std::size_t>(s.begin + i)] = (s.start + i + 1) / config.compress_ratio(block);
     }
   }
   if (kind == AttentionKind::csa) {
@@ -119,14 +80,15 @@ void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, 
                      "attn.indexer.kv_compressed"},
                     x);
     selected = f.arena.take<std::int32_t>(n * config.index_topk);
-    select_rows(f, block, w.indexer, x, qr, {visible, static_cast<std::size_t>(n)}, selected);
+    select_rows(f, block, w.indexer, x, qr, visible, selected);
     f.watch("attn.indexer.topk", selected, {n, config.index_topk});
   }
 
-  const RowLists lists = gather_rows(f, block, kv, visible, selected);
   float* o = f.arena.take<float>(n * heads * c);
-  f.backend.run(SparseAttentionParams{
-      n, heads, c, q, lists.rows, {lists.begin, static_cast<std::size_t>(n + 1)}, w.attn_sink.data(), o});
+  const StateLayout& layout = f.segments[0].state->layout();
+  f.backend.run(SparseAttentionParams{n, heads, layout.row, q, kv, attention_segments(f, block),
+                                      layout.window_rows, visible, config.index_topk, selected,
+                                      w.attn_sink.data(), o});
   f.watch("attn.sparse_attn_out", o, {n, heads, c});
   store_window(f, block, kv);
 

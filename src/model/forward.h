@@ -24,6 +24,10 @@ enum class Numerics : std::uint8_t {
   int8,      // quantised linears in integers instead, for speed: inputs int8 per 1x32, FP8 weights too
 };
 std::string_view to_string(Numerics numerics);
+// Whether rows are rounded to what the published caches store.
+constexpr bool quantises_rows(Numerics numerics) {
+  return numerics != Numerics::exact;
+}
 Result<Numerics> numerics_from_string(std::string_view name);
 
 // Consecutive tokens of one sequence within the batch.
@@ -59,7 +63,7 @@ struct Forward {
   std::string tap_prefix;  // "layers.3."
 
   std::int64_t n_tokens() const { return static_cast<std::int64_t>(tokens.size()); }
-  bool simulate_cache() const { return numerics != Numerics::exact; }
+  bool simulate_cache() const { return quantises_rows(numerics); }
   InputRounding rounding() const {
     return numerics == Numerics::official ? InputRounding::e4m3
            : numerics == Numerics::int8   ? InputRounding::int8

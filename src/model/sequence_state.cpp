@@ -98,6 +98,17 @@ Result<StateFormat> state_format_from_string(std::string_view name) {
   return fail(ErrorCode::invalid_argument, fmt::format("state format '{}': there are f32 and compact", name));
 }
 
+Result<StateFormat> choose_state_format(std::string_view name, bool quantised_rows) {
+  if (name.empty()) return quantised_rows ? StateFormat::compact : StateFormat::f32;
+  HADAL_ASSIGN_OR_RETURN(const StateFormat format, state_format_from_string(name));
+  if (format == StateFormat::compact && !quantised_rows) {
+    return fail(ErrorCode::invalid_argument,
+                "the compact state holds quantised rows, which exact numerics do not make; use f32 or other "
+                "numerics");
+  }
+  return format;
+}
+
 StateLayout::StateLayout(const Config& config, StateFormat wanted)
     : format(wanted), window_rows(config.sliding_window) {
   const bool compact = format == StateFormat::compact;

@@ -31,6 +31,9 @@ enum class StateFormat : std::uint8_t {
 };
 std::string_view to_string(StateFormat format);
 Result<StateFormat> state_format_from_string(std::string_view name);
+// `name`, or if it is empty the best that holds the rows: compact where their quantisation is simulated.
+// Errors: invalid_argument for another name, and for compact rows that nothing has quantised.
+Result<StateFormat> choose_state_format(std::string_view name, bool quantised_rows);
 
 // The tokens of a compressor's unfinished block and, with overlap, of the block before it: at a length of t
 // tokens there are rows(t) of them, oldest first. Offsets are bytes into the fixed part.

@@ -64,7 +64,10 @@ void Backend::run(const IndexSelectParams& p) {
 }
 
 void Backend::run(const SparseAttentionParams& p) {
-  HADAL_CHECK(static_cast<std::int64_t>(p.begin.size()) == p.n_tokens + 1);
+  HADAL_CHECK(p.n_tokens == 0 ||
+              (!p.segments.empty() && p.segments.back().begin + p.segments.back().count == p.n_tokens));
+  HADAL_CHECK(p.visible.empty() || static_cast<std::int64_t>(p.visible.size()) == p.n_tokens);
+  HADAL_CHECK(p.window_rows > 0 || !p.visible.empty());
   if (p.n_tokens > 0) dispatch(&Backend::sparse_attention, p);
 }
 

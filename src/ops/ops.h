@@ -3,6 +3,7 @@
 // the ragged batch. ops/ref has the plain definition of each, and tests hold every backend to it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -116,17 +117,30 @@ struct IndexSelectParams {
   std::int32_t* indices = nullptr;        // [T, k], -1 behind the last
 };
 
-// Attention of every head of a token over its own list of rows, which are keys and values at once, with a
-// sink in the denominator. The order of a token's rows fixes the order of every sum.
+// What one sequence brings into a batch: consecutive tokens, and the rows that its state has kept.
+struct AttentionSegment {
+  std::int64_t begin = 0;             // row of the batch of its first token
+  std::int64_t count = 0;             // tokens
+  std::int64_t start = 0;             // position of the first
+  const std::byte* window = nullptr;  // rows of the positions before `start`: position p is row p % w
+  PagedRows compressed;
+};
+
+// Attention of every head of a token over its rows (AttentionRows), which are keys and values at once, with a
+// sink in the denominator: the last w positions up to its own, then its compressed rows.
 struct SparseAttentionParams {
   std::int64_t n_tokens = 0;
   std::int64_t heads = 0;
-  std::int64_t dim = 0;
-  const float* q = nullptr;             // [T, heads, dim]
-  const float* const* rows = nullptr;   // the lists of all tokens, one after another; each row [dim]
-  std::span<const std::int64_t> begin;  // [T + 1]: token t owns rows[begin[t]] .. rows[begin[t+1] - 1]
-  const float* sink = nullptr;          // [heads]
-  float* out = nullptr;                 // [T, heads, dim]
+  RowShape row;                                // of windows and compressed rows
+  const float* q = nullptr;                    // [T, heads, dim]
+  const float* kv = nullptr;                   // [T, dim]: the rows of the batch's own tokens
+  std::span<const AttentionSegment> segments;  // all of the batch, in order
+  std::int64_t window_rows = 0;                // w
+  std::span<const std::int64_t> visible;       // [T] compressed rows that a token sees; empty: none
+  std::int64_t k = 0;
+  const std::int32_t* selected = nullptr;  // [T, k]: min(k, visible) of them, ascending; null: all
+  const float* sink = nullptr;             // [heads]
+  float* out = nullptr;                    // [T, heads, dim]
 };
 
 // mHC before a sublayer: the mixes of a token (its normalised streams through fn) become the weights that

@@ -53,7 +53,15 @@ OpWork work_of(const IndexSelectParams& p) {
   return {"index_select", "", 0, 2 * product(rows, p.heads, p.dim)};
 }
 OpWork work_of(const SparseAttentionParams& p) {
-  return {"sparse_attention", "", 0, 4 * product(p.begin.back() - p.begin.front(), p.heads, p.dim)};
+  std::int64_t rows = 0;
+  for (const AttentionSegment& s : p.segments) {
+    for (std::int64_t i = 0; i < s.count; ++i) {
+      const std::int64_t visible = p.visible.empty() ? 0 : p.visible[static_cast<std::size_t>(s.begin + i)];
+      rows += std::min(p.window_rows, s.start + i + 1) +
+              (p.selected != nullptr ? std::min(p.k, visible) : visible);
+    }
+  }
+  return {"sparse_attention", "", 0, 4 * product(rows, p.heads, p.row.dim)};
 }
 OpWork work_of(const HcPreParams&) {
   return {"hc_pre", ""};

@@ -186,29 +186,6 @@ TEST_P(BackendTest, ExpertsMatchReferenceAndThemselves) {
   }
 }
 
-TEST_P(BackendTest, SparseAttentionMatchesReference) {
-  const std::int64_t heads = 21, dim = 96, n_rows = 75;
-  const auto kv = normal(static_cast<std::size_t>(n_rows * dim), 8),
-             q = normal(static_cast<std::size_t>(4 * heads * dim), 9);
-  const auto sink = normal(static_cast<std::size_t>(heads), 10, 3);
-  std::vector<const float*> rows;
-  std::vector<std::int64_t> begin = {0};
-  for (const std::int64_t count : {1, 16, 33, 75}) {
-    for (std::int64_t j = 0; j < count; ++j) rows.push_back(kv.data() + j * dim);
-    begin.push_back(static_cast<std::int64_t>(rows.size()));
-  }
-  std::vector<float> expected(q.size()), actual(q.size());
-  const auto params = [&](float* out) {
-    return SparseAttentionParams{4, heads, dim, q.data(), rows.data(), begin, sink.data(), out};
-  };
-  ref::sparse_attention(params(expected.data()), pool_);
-  backend_->run(params(actual.data()));
-  EXPECT_LT(relative_error(actual, expected), 1e-6F);
-  std::vector<float> threaded(q.size());
-  other_->run(params(threaded.data()));
-  EXPECT_EQ(std::memcmp(threaded.data(), actual.data(), actual.size() * 4), 0);
-}
-
 INSTANTIATE_TEST_SUITE_P(Isa, BackendTest, testing::Values("avx512bf16", "avx512", "avx2", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 

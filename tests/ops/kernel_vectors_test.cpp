@@ -142,14 +142,19 @@ TEST_F(KernelVectors, SparseAttention) {
   const std::int64_t tokens = dim("sparse_attn.q", 0), heads = dim("sparse_attn.q", 1),
                      width = dim("sparse_attn.q", 2);
   const std::int64_t listed = dim("sparse_attn.idx", 1);
-  std::vector<const float*> rows;
-  std::vector<std::int64_t> begin = {0};
+  // All rows in one page, no window.
+  const RowShape row{RowFormat::f32, width, 0};
+  const auto* page = reinterpret_cast<const std::byte*>(kv.data());
+  const AttentionSegment segment{0, tokens, 0, nullptr, {&page, 0, dim("sparse_attn.kv", 0), row}};
+  std::vector<std::int32_t> selected(indices.size(), -1);
+  std::vector<std::int64_t> visible;
   for (std::int64_t t = 0; t < tokens; ++t) {
+    std::int64_t n = 0;
     for (std::int64_t i = 0; i < listed; ++i) {
-      const std::int32_t row = indices[static_cast<std::size_t>(t * listed + i)];
-      if (row >= 0) rows.push_back(kv.data() + row * width);
+      const std::int32_t chosen = indices[static_cast<std::size_t>(t * listed + i)];
+      if (chosen >= 0) selected[static_cast<std::size_t>(t * listed + n++)] = chosen;
     }
-    begin.push_back(static_cast<std::int64_t>(rows.size()));
+    visible.push_back(n);
   }
   for (const auto& [name, isa] :
        {std::pair{"ref", ""}, std::pair{"cpu", "avx512bf16"}, std::pair{"cpu", "avx512"},
@@ -157,8 +162,18 @@ TEST_F(KernelVectors, SparseAttention) {
     const auto backend = make_backend(name, isa, pool_);
     if (!backend) continue;
     std::vector<float> out(q.size());
-    (*backend)->run(
-        SparseAttentionParams{tokens, heads, width, q.data(), rows.data(), begin, sink.data(), out.data()});
+    (*backend)->run(SparseAttentionParams{tokens,
+                                          heads,
+                                          row,
+                                          q.data(),
+                                          nullptr,
+                                          {&segment, 1},
+                                          0,
+                                          visible,
+                                          listed,
+                                          selected.data(),
+                                          sink.data(),
+                                          out.data()});
     expect_near(out, floats("sparse_attn.o"), 1e-5F, 1e-6F);
   }
 }

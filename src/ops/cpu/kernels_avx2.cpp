@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "ops/cpu/int8_tiles.h"
+#include "base/buffer.h"
+#include "ops/attention_rows.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/target.h"
 #include "ops/ref/ref.h"
@@ -176,6 +178,7 @@ inline void unpack_group(const std::byte* from, Ints shift, Ints bias, std::uint
   put(high, _mm256_srli_epi16(bytes.lo, 4), shift.lo, bias.lo);
   put(high + 32, _mm256_srli_epi16(bytes.hi, 4), shift.hi, bias.hi);
 }
+constexpr int kVectors = 8;  // that the registers hold
 
 #include "ops/cpu/kernels.inc"
 

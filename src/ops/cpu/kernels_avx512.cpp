@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "ops/cpu/int8_tiles.h"
+#include "base/buffer.h"
+#include "ops/attention_rows.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/target.h"
 #include "ops/ref/ref.h"
@@ -125,6 +127,8 @@ inline Ints dot8(Ints sum, Ints a0, Ints b0, Ints a1, Ints b1) {
   return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 }
 #include "ops/cpu/index_avx512.inc"
+constexpr int kVectors = 32;  // that the registers hold
+
 #include "ops/cpu/kernels.inc"
 
 }  // namespace

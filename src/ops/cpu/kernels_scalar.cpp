@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "ops/cpu/int8_tiles.h"
+#include "base/buffer.h"
+#include "ops/attention_rows.h"
 #include "ops/cpu/kernels.h"
 #include "ops/ref/ref.h"
 #include "tensor/codec.h"
@@ -150,6 +152,7 @@ inline void unpack_group(const std::byte* from, const Ints& shift, const Ints& b
     high[i] = static_cast<std::uint8_t>((kTable[pair >> 4] << shift.v[i / 4]) + (bias.v[i / 4] & 0xff));
   }
 }
+constexpr int kVectors = 8;  // that the registers hold
 
 #include "ops/cpu/kernels.inc"
 

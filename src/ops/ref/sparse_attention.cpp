@@ -5,41 +5,47 @@
 #include <limits>
 #include <vector>
 
+#include "ops/attention_rows.h"
 #include "ops/ref/ref.h"
 
 namespace hadal::ref {
 
 void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool) {
-  const double scale = 1 / std::sqrt(static_cast<double>(p.dim));
+  const auto dim = static_cast<std::size_t>(p.row.dim);
+  const double scale = 1 / std::sqrt(static_cast<double>(dim));
   pool.parallel_for(p.n_tokens * p.heads, 1, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<float> probability;
-    std::vector<double> sum(static_cast<std::size_t>(p.dim));
+    std::vector<float> row(dim);
+    std::vector<double> score, sum(dim);
     for (std::int64_t th = begin; th < end; ++th) {
       const std::int64_t t = th / p.heads, h = th % p.heads;
-      const std::int64_t first = p.begin[static_cast<std::size_t>(t)];
-      const auto n_rows = static_cast<std::size_t>(p.begin[static_cast<std::size_t>(t) + 1] - first);
-      const float* const* rows = p.rows + first;
-      const float* q = p.q + th * p.dim;
+      const AttentionRows rows(p, t);
+      const auto n_rows = static_cast<std::size_t>(rows.count());
+      const float* q = p.q + th * p.row.dim;
+      const auto load = [&](std::size_t j) {
+        const AttentionRows::Row from = rows[static_cast<std::int64_t>(j)];
+        load_row({from.format, p.row.dim, p.row.rope_dim}, from.data, 0, row.data());
+      };
 
       // The maximum runs over the rows alone; the sink enters the denominator only.
-      probability.resize(n_rows);
-      float maximum = -std::numeric_limits<float>::infinity();
+      score.resize(n_rows);
+      double maximum = -std::numeric_limits<double>::infinity();
       for (std::size_t j = 0; j < n_rows; ++j) {
+        load(j);
         double dot = 0;
-        for (std::int64_t i = 0; i < p.dim; ++i) dot += double{q[i]} * double{rows[j][i]};
-        probability[j] = static_cast<float>(dot * scale);
-        maximum = std::max(maximum, probability[j]);
+        for (std::size_t i = 0; i < dim; ++i) dot += double{q[i]} * double{row[i]};
+        score[j] = dot * scale;
+        maximum = std::max(maximum, score[j]);
       }
-      double denominator = std::exp(double{p.sink[h]} - double{maximum});
+      double denominator = std::exp(double{p.sink[h]} - maximum);
       std::fill(sum.begin(), sum.end(), 0.0);
       for (std::size_t j = 0; j < n_rows; ++j) {
-        const double e = std::exp(double{probability[j]} - double{maximum});
+        load(j);
+        const double e = std::exp(score[j] - maximum);
         denominator += e;
-        for (std::int64_t i = 0; i < p.dim; ++i) sum[static_cast<std::size_t>(i)] += e * double{rows[j][i]};
+        for (std::size_t i = 0; i < dim; ++i) sum[i] += e * double{row[i]};
       }
-      for (std::int64_t i = 0; i < p.dim; ++i) {
-        p.out[th * p.dim + i] = static_cast<float>(sum[static_cast<std::size_t>(i)] / denominator);
-      }
+      float* out = p.out + th * p.row.dim;
+      for (std::size_t i = 0; i < dim; ++i) out[i] = static_cast<float>(sum[i] / denominator);
     }
   });
 }
