@@ -70,7 +70,8 @@ TEST_F(FileWriterTest, WithoutCommitNothingIsLeft) {
 
 // Long enough for several windows of the write-behind, in pieces that do not divide them.
 TEST_F(FileWriterTest, LargeFilesArriveByteForByte) {
-  std::string text(70'000'003, '\0');
+  std::string text;
+  text.resize(70'000'003);
   for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>((i * 2654435761U) >> 13);
   auto writer = FileWriter::create(path_);
   ASSERT_TRUE(writer.has_value());
