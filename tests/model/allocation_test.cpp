@@ -63,6 +63,8 @@ class DecodeAllocations : public testing::TestWithParam<const char*> {
 #if !defined(HADAL_COUNTS_ALLOCATIONS)
     GTEST_SKIP() << "a sanitizer, or another C library, owns the allocator";
 #endif
+    ThreadPool pool(1);
+    if (!make_backend("cpu", GetParam(), pool)) GTEST_SKIP() << "not on this machine";
   }
   // Allocations of each decode step from a little behind position 2 * kPageTokens to the end of that page.
   std::vector<std::int64_t> steps_on(int threads) {
