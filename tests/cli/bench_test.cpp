@@ -31,6 +31,31 @@ TEST(BenchCommand, JsonHasTheContractsFields) {
             json["rows"][0]["flops_per_token"].get<double>());
 }
 
+TEST(BenchCommand, ProfileAddsUpToTheForward) {
+  const std::string model = (test::reference_directory() / "models" / "t1-m2").string();
+  const auto result =
+      run_command("bench -m " + model + " --prefill 64 --chunk 32 --decode 3 --profile --json");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const auto json = nlohmann::json::parse(result.out);
+  ASSERT_EQ(json.at("profile").size(), 2U);
+  for (const auto& profile : json.at("profile")) {
+    const bool decoding = profile.at("phase") == "decode";
+    EXPECT_EQ(profile.at("forwards"), decoding ? 3 : 2);
+    double seconds = 0, calls_of_wq_a = 0;
+    bool experts_read_weights = false;
+    for (const auto& op : profile.at("ops")) {
+      seconds += op.at("seconds").get<double>();
+      if (op.at("parameter") == "attn.wq_a") calls_of_wq_a = op.at("calls");
+      if (op.at("op") == "experts") experts_read_weights = op.at("weight_gbps") > 0 && op.at("gflops") > 0;
+    }
+    EXPECT_EQ(calls_of_wq_a, 7);  // once a layer
+    EXPECT_TRUE(experts_read_weights);
+    EXPECT_NEAR(seconds, profile.at("seconds").get<double>(), 1e-9);
+    EXPECT_EQ(profile.at("ops").back().at("op"), "between ops");
+    EXPECT_GT(profile.at("ops").back().at("seconds").get<double>(), 0);
+  }
+}
+
 TEST(BenchCommand, NeedsAModelOrAPreset) {
   EXPECT_EQ(run_command("bench").exit_code, 1);
   EXPECT_EQ(run_command("bench --preset nano").exit_code, 1);

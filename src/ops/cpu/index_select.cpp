@@ -132,7 +132,7 @@ void CpuBackend::index_select_slice(const IndexSelectParams& p) {
         std::copy_n(own + part * 2 * p.k, count, own + n);
         n += count;
       }
-      if (n > kept && kept > 0) cpu::keep_best(own, n, kept, thread_scratch().keys_of(n));
+      if (n > kept && kept > 0) cpu::keep_best(own, n, kept, thread_scratch().keys_of(ranges * 2 * p.k));
       std::int32_t* out = p.indices + t * p.k;
       for (std::int64_t i = 0; i < kept; ++i) out[i] = cpu::candidate_row(own[i]);
       std::fill(out + kept, out + p.k, -1);
