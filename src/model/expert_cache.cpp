@@ -24,6 +24,8 @@ constexpr double kHalfLife = 128;
 constexpr double kWorthReading = 0.25;
 // At most so many of the readers read ahead, so that one is free when an expert is wanted.
 constexpr int kPrefetching = 2;
+// What is read ahead comes in pieces, so that a wanted read waits 1 ms for it and not for a whole expert.
+constexpr std::uint64_t kPiece = std::uint64_t{2} << 20;
 constexpr auto kAskEvery = std::chrono::milliseconds(20);
 
 double seconds_since(Clock::time_point start) {
@@ -89,8 +91,7 @@ ExpertCache::~ExpertCache() {
   for (std::thread& reader : readers_) reader.join();
 }
 
-// Use
-// ---------------------------------------------------------------------------------------------------------
+// Use ------------------------------------------------------------------------------------------------------
 
 // The use of an expert is a sum over the tokens it served, each worth 2^(-age / half-life), age in tokens:
 // how often it is wanted lately. Every sum shrinks by the same factor as time goes on, so which of two is the
@@ -145,8 +146,7 @@ std::int32_t ExpertCache::take_slot(std::int32_t id, bool wanted) {
   return best;
 }
 
-// Reading
-// -----------------------------------------------------------------------------------------------------
+// Reading --------------------------------------------------------------------------------------------------
 
 std::optional<std::int32_t> ExpertCache::start_read() {
   const auto start = [&](std::deque<std::int32_t>& queue, bool wanted) -> std::optional<std::int32_t> {
@@ -162,23 +162,29 @@ std::optional<std::int32_t> ExpertCache::start_read() {
   };
   if (!wanted_queue_.empty()) return start(wanted_queue_, true);
   if (prefetch_queue_.empty() || prefetching_ == kPrefetching) return std::nullopt;
+  if (wanted_reading_ > 0) return std::nullopt;
   const auto id = start(prefetch_queue_, false);
-  if (id) {
-    entries_[static_cast<std::size_t>(*id)].prefetched = true;
-    ++prefetching_;
-  }
+  if (id) entries_[static_cast<std::size_t>(*id)].prefetched = true;
   return id;
 }
 
-Status ExpertCache::read(std::int32_t id, std::byte* slot) const {
+// Reads all pieces of an expert; between two of them asks `go_on`, and false ends it early.
+template <class GoOn>
+Status ExpertCache::read(std::int32_t id, std::byte* slot, std::uint64_t piece_bytes, GoOn&& go_on) const {
   const StoredExpert& expert = experts_[static_cast<std::size_t>(id)];
   for (const FileRange& range : expert.ranges) {
-    const Status done = files_[range.file].read(range.offset, range.bytes, slot + range.memory);
-    if (done) continue;
-    // Which tensor it was is for the message only: the first one in the range.
-    for (const FilePiece& piece : expert.pieces) {
-      if (piece.file == range.file && piece.offset >= range.offset && piece.offset < range.end())
-        return tl::unexpected(Error(done.error()).with_context(fmt::format("tensor '{}'", piece.name)));
+    const std::uint64_t begin = range.offset / DirectFile::kBlock * DirectFile::kBlock;
+    for (std::uint64_t at = begin; at < range.end(); at += piece_bytes) {
+      if (!go_on()) return {};
+      const std::uint64_t size = std::min(piece_bytes, range.end() - at);
+      const Status done = files_[range.file].read(at, size, slot + range.memory + (at - begin));
+      if (done) continue;
+      // The first tensor that has a byte in the piece stands for all.
+      for (const FilePiece& piece : expert.pieces) {
+        if (piece.file == range.file && piece.offset < at + size && piece.end() > at)
+          return tl::unexpected(Error(done.error()).with_context(fmt::format("tensor '{}'", piece.name)));
+      }
+      return done;
     }
   }
   return {};
@@ -190,6 +196,19 @@ void ExpertCache::account_reading(int change) {
   if (reading_ == 0) statistics_.read_seconds += seconds_since(reading_since_);
 }
 
+// Between two pieces of a read ahead: lets what is wanted go first. False if nobody wants it any more: the
+// block it was read for has passed.
+bool ExpertCache::may_go_on(const Entry& entry) {
+  std::unique_lock lock(mutex_);
+  const auto goes_first = [&] { return !wanted_queue_.empty() || wanted_reading_ > 0; };
+  if (goes_first() && !entry.wanted && entry.soon && !stop_) {
+    account_reading(-1);
+    while (goes_first() && !entry.wanted && entry.soon && !stop_) work_.wait(lock);
+    account_reading(1);
+  }
+  return (entry.wanted || entry.soon) && !stop_;
+}
+
 void ExpertCache::reader_main() {
   std::unique_lock lock(mutex_);
   for (;;) {
@@ -197,15 +216,18 @@ void ExpertCache::reader_main() {
     while (!stop_ && !(id = start_read())) work_.wait(lock);
     if (stop_) return;
     Entry& entry = entries_[static_cast<std::size_t>(*id)];
-    const bool ahead = entry.prefetched;
+    const bool ahead = !entry.wanted;
     std::byte* slot = slot_memory(entry.slot);
     account_reading(1);
+    (ahead ? prefetching_ : wanted_reading_) += 1;
     lock.unlock();
-    Status done = read(*id, slot);
+    bool whole = true;
+    Status done = ahead ? read(*id, slot, kPiece, [&] { return whole = may_go_on(entry); })
+                        : read(*id, slot, slot_bytes_, [] { return true; });
     lock.lock();
     account_reading(-1);
-    if (ahead) --prefetching_;
-    if (done) {
+    (ahead ? prefetching_ : wanted_reading_) -= 1;
+    if (done && whole) {
       entry.where = Where::memory;
       statistics_.bytes_read += static_cast<std::int64_t>(experts_[static_cast<std::size_t>(*id)].bytes);
     } else {
@@ -215,15 +237,19 @@ void ExpertCache::reader_main() {
       entry.prefetched = false;
       if (std::exchange(entry.soon, false)) --soon_;
       // What was only read ahead is read again when it is wanted, and the error comes then.
-      if (entry.wanted) error_ = std::move(done).error();
+      if (entry.wanted && !done) {
+        error_ = std::move(done).error();
+      } else if (entry.wanted) {  // since the last piece was given up
+        entry.where = Where::queued;
+        wanted_queue_.insert(std::lower_bound(wanted_queue_.begin(), wanted_queue_.end(), *id), *id);
+      }
     }
     arrived_.notify_one();
-    work_.notify_all();  // a slot that can now be taken, or a prefetch that may now start
+    work_.notify_all();  // a slot that can now be taken, or reading ahead that may go on
   }
 }
 
-// The forward
-// -------------------------------------------------------------------------------------------------
+// The forward ----------------------------------------------------------------------------------------------
 
 void ExpertCache::begin_forward(std::int64_t n_tokens, const std::function<bool()>& cancelled) {
   const std::lock_guard lock(mutex_);
@@ -370,8 +396,7 @@ void ExpertCache::prefetch(std::int64_t block, std::span<const std::int32_t> exp
   work_.notify_all();
 }
 
-// What it has done
-// --------------------------------------------------------------------------------------------
+// What it has done -----------------------------------------------------------------------------------------
 
 ExpertCache::Statistics ExpertCache::statistics() const {
   const std::lock_guard lock(mutex_);
@@ -397,7 +422,7 @@ Result<double> ExpertCache::measure_disk(std::int64_t count, std::uint64_t seed)
     HADAL_CHECK(wanted_.empty());
     for (const std::int32_t id : prefetch_queue_) entries_[static_cast<std::size_t>(id)].where = Where::disk;
     prefetch_queue_.clear();
-    arrived_.wait(lock, [&] { return reading_ == 0; });
+    arrived_.wait(lock, [&] { return prefetching_ + wanted_reading_ == 0; });
     for (std::size_t s = 0; s < readers; ++s) {
       if (slots_[s] < 0) continue;
       Entry& entry = entries_[static_cast<std::size_t>(std::exchange(slots_[s], -1))];
@@ -415,7 +440,7 @@ Result<double> ExpertCache::measure_disk(std::int64_t count, std::uint64_t seed)
       for (std::int64_t i = 0; results[t] && (i = taken.fetch_add(1)) < count;) {
         const double u = random.uniform(static_cast<std::uint64_t>(i));
         const auto id = static_cast<std::int32_t>(u * static_cast<double>(experts_.size()));
-        results[t] = read(id, slot_memory(static_cast<std::int32_t>(t)));
+        results[t] = read(id, slot_memory(static_cast<std::int32_t>(t)), slot_bytes_, [] { return true; });
         bytes.fetch_add(static_cast<std::int64_t>(experts_[static_cast<std::size_t>(id)].bytes));
       }
     });

@@ -119,7 +119,9 @@ class ExpertCache {
 
   void reader_main();
   std::optional<std::int32_t> start_read();  // under the mutex: the next entry to read, with its slot
-  Status read(std::int32_t id, std::byte* slot) const;
+  template <class GoOn>
+  Status read(std::int32_t id, std::byte* slot, std::uint64_t piece_bytes, GoOn&& go_on) const;
+  bool may_go_on(const Entry& entry);
   std::int32_t take_slot(std::int32_t id, bool wanted);
   void touch(Entry& entry, std::int64_t uses) const;
   void release_wave();
@@ -143,15 +145,16 @@ class ExpertCache {
   std::vector<Entry> entries_;       // [n_experts]
   std::vector<std::int32_t> slots_;  // the entry in each slot; -1: none
   std::deque<std::int32_t> wanted_queue_, prefetch_queue_;
-  std::vector<std::int32_t> wanted_;   // of the block, ascending
-  std::vector<std::int64_t> uses_;     // of each expert of the block by its tokens
-  std::size_t handed_out_ = 0;         // of wanted_
-  std::size_t wave_begin_ = 0;         // of wanted_: the wave that is out is [wave_begin_, handed_out_)
-  std::vector<Expert> wave_;           // [per_block]
-  std::vector<bool> predicted_;        // [n_experts], for the block that comes next
-  double precision_ = 1;               // share of predictions that were right, lately
-  std::int64_t soon_ = 0;              // entries with that flag
-  int reading_ = 0, prefetching_ = 0;  // reads under way
+  std::vector<std::int32_t> wanted_;  // of the block, ascending
+  std::vector<std::int64_t> uses_;    // of each expert of the block by its tokens
+  std::size_t handed_out_ = 0;        // of wanted_
+  std::size_t wave_begin_ = 0;        // of wanted_: the wave that is out is [wave_begin_, handed_out_)
+  std::vector<Expert> wave_;          // [per_block]
+  std::vector<bool> predicted_;       // [n_experts], for the block that comes next
+  double precision_ = 1;              // share of predictions that were right, lately
+  std::int64_t soon_ = 0;             // entries with that flag
+  int wanted_reading_ = 0, prefetching_ = 0;  // reads begun and not ended
+  int reading_ = 0;                           // of these, those that do not wait for others
   std::chrono::steady_clock::time_point reading_since_;
   double clock_ = 0;  // tokens so far
   std::function<bool()> cancelled_;

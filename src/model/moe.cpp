@@ -29,15 +29,18 @@ Routing route(const Forward& f, const MoeWeights& w, const float* x) {
   return routing;
 }
 
-// The experts that `indices` [T, k] name, the most wanted first, to read ahead for `block`.
+// The experts that `indices` [T, k] name, to read ahead for `block`: first those of most tokens and, of
+// these, those that the router puts first.
 void prefetch(const Forward& f, std::int64_t block, std::span<const std::int32_t> indices, bool certain) {
   const Arena::Scope scope(f.arena);
   const std::int64_t n_experts = f.config.n_routed_experts;
+  const std::int64_t k = f.config.num_experts_per_tok;
   auto* uses = f.arena.take<std::int64_t>(n_experts);
   auto* order = f.arena.take<std::int32_t>(n_experts);
   std::fill_n(uses, n_experts, 0);
   std::iota(order, order + n_experts, 0);
-  for (const std::int32_t e : indices) ++uses[e];
+  for (std::size_t i = 0; i < indices.size(); ++i)
+    uses[indices[i]] += 2 * k - static_cast<std::int64_t>(i) % k;
   std::stable_sort(order, order + n_experts,
                    [&](std::int32_t a, std::int32_t b) { return uses[a] > uses[b]; });
   const auto wanted = static_cast<std::size_t>(n_experts - std::count(uses, uses + n_experts, 0));
