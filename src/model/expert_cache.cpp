@@ -22,8 +22,8 @@ constexpr double kHalfLife = 128;
 // Of a guess at the next layer's experts, read ahead only if so many of the latest ones were right: a wrong
 // one costs a slot whose expert would have been wanted again with about this chance.
 constexpr double kWorthReading = 0.25;
-// At most so many of the readers read ahead, so that one is free when an expert is wanted.
-constexpr int kPrefetching = 2;
+// At most so many of the readers read ahead, so that others are free when an expert is wanted.
+constexpr int kPrefetching = 4;
 // What is read ahead comes in pieces, so that a wanted read waits 1 ms for it and not for a whole expert.
 constexpr std::uint64_t kPiece = std::uint64_t{2} << 20;
 constexpr auto kAskEvery = std::chrono::milliseconds(20);

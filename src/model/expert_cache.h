@@ -61,7 +61,7 @@ class ExpertCache {
                                                    std::int64_t k, std::int64_t slots);
   // The least number of slots: those of one token, and as many to read ahead.
   static std::int64_t least_slots(std::int64_t k) { return 2 * k; }
-  static constexpr int kReaders = 4;
+  static constexpr int kReaders = 8;
 
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
