@@ -22,9 +22,8 @@ constexpr double kHalfLife = 128;
 // Of a guess at the next layer's experts, read ahead only if so many of the latest ones were right: a wrong
 // one costs a slot whose expert would have been wanted again with about this chance.
 constexpr double kWorthReading = 0.25;
-// At most so many of the readers read ahead, so that others are free when an expert is wanted.
-constexpr int kPrefetching = 4;
-// What is read ahead comes in pieces, so that a wanted read waits 1 ms for it and not for a whole expert.
+// What one reader reads at a time: small enough that all share one wanted expert, and that a wanted read
+// waits no more than 1 ms for what is read ahead; large enough for the disk's full rate.
 constexpr std::uint64_t kPiece = std::uint64_t{2} << 20;
 constexpr auto kAskEvery = std::chrono::milliseconds(20);
 
@@ -73,12 +72,14 @@ ExpertCache::ExpertCache(std::vector<DirectFile> files, std::vector<StoredExpert
       per_block_(per_block),
       prefetch_limit_(std::min(slots - k, std::max(k, slots / 4))),
       slot_bytes_(slot_bytes),
+      pieces_(experts_.size()),
       memory_(std::move(memory)),
       entries_(experts_.size()),
       slots_(static_cast<std::size_t>(slots), -1),
       uses_(static_cast<std::size_t>(per_block)),
       wave_(static_cast<std::size_t>(per_block)),
       predicted_(experts_.size()) {
+  std::transform(experts_.begin(), experts_.end(), pieces_.begin(), count_pieces);
   for (int i = 0; i < kReaders; ++i) readers_.emplace_back([this] { reader_main(); });
 }
 
@@ -148,104 +149,125 @@ std::int32_t ExpertCache::take_slot(std::int32_t id, bool wanted) {
 
 // Reading --------------------------------------------------------------------------------------------------
 
-std::optional<std::int32_t> ExpertCache::start_read() {
-  const auto start = [&](std::deque<std::int32_t>& queue, bool wanted) -> std::optional<std::int32_t> {
-    const std::int32_t id = queue.front();
-    const std::int32_t slot = take_slot(id, wanted);
-    if (slot < 0) return std::nullopt;
-    // What take_slot queued again comes behind the front.
-    queue.pop_front();
-    Entry& entry = entries_[static_cast<std::size_t>(id)];
-    entry.slot = slot;
-    entry.where = Where::loading;
-    return id;
-  };
-  if (!wanted_queue_.empty()) return start(wanted_queue_, true);
-  if (prefetch_queue_.empty() || prefetching_ == kPrefetching) return std::nullopt;
-  if (wanted_reading_ > 0) return std::nullopt;
-  const auto id = start(prefetch_queue_, false);
-  if (id) entries_[static_cast<std::size_t>(*id)].prefetched = true;
-  return id;
-}
-
-// Reads all pieces of an expert; between two of them asks `go_on`, and false ends it early.
-template <class GoOn>
-Status ExpertCache::read(std::int32_t id, std::byte* slot, std::uint64_t piece_bytes, GoOn&& go_on) const {
-  const StoredExpert& expert = experts_[static_cast<std::size_t>(id)];
-  for (const FileRange& range : expert.ranges) {
+// Piece `index` of an expert's ranges.
+ExpertCache::Piece ExpertCache::piece(std::int32_t id, std::int32_t index) const {
+  auto left = static_cast<std::uint64_t>(index);
+  for (const FileRange& range : experts_[static_cast<std::size_t>(id)].ranges) {
     const std::uint64_t begin = range.offset / DirectFile::kBlock * DirectFile::kBlock;
-    for (std::uint64_t at = begin; at < range.end(); at += piece_bytes) {
-      if (!go_on()) return {};
-      const std::uint64_t size = std::min(piece_bytes, range.end() - at);
-      const Status done = files_[range.file].read(at, size, slot + range.memory + (at - begin));
-      if (done) continue;
-      // The first tensor that has a byte in the piece stands for all.
-      for (const FilePiece& piece : expert.pieces) {
-        if (piece.file == range.file && piece.offset < at + size && piece.end() > at)
-          return tl::unexpected(Error(done.error()).with_context(fmt::format("tensor '{}'", piece.name)));
-      }
-      return done;
+    const std::uint64_t count = (range.end() - begin + kPiece - 1) / kPiece;
+    if (left < count) {
+      const std::uint64_t at = begin + left * kPiece;
+      return {id, range.file, at, std::min(kPiece, range.end() - at), range.memory + left * kPiece};
     }
+    left -= count;
   }
   return {};
 }
 
-void ExpertCache::account_reading(int change) {
-  if (reading_ == 0) reading_since_ = Clock::now();
-  reading_ += change;
-  if (reading_ == 0) statistics_.read_seconds += seconds_since(reading_since_);
+std::int32_t ExpertCache::count_pieces(const StoredExpert& expert) {
+  std::uint64_t count = 0;
+  for (const FileRange& range : expert.ranges)
+    count += (range.end() - range.offset / DirectFile::kBlock * DirectFile::kBlock + kPiece - 1) / kPiece;
+  return static_cast<std::int32_t>(count);
 }
 
-// Between two pieces of a read ahead: lets what is wanted go first. False if nobody wants it any more: the
-// block it was read for has passed.
-bool ExpertCache::may_go_on(const Entry& entry) {
-  std::unique_lock lock(mutex_);
-  const auto goes_first = [&] { return !wanted_queue_.empty() || wanted_reading_ > 0; };
-  if (goes_first() && !entry.wanted && entry.soon && !stop_) {
-    account_reading(-1);
-    while (goes_first() && !entry.wanted && entry.soon && !stop_) work_.wait(lock);
-    account_reading(1);
+// What is wanted goes first, the lowest id before the next; several readers share an expert.
+std::optional<ExpertCache::Piece> ExpertCache::start_piece() {
+  const auto take = [&](std::deque<std::int32_t>& loads) {
+    const std::int32_t id = loads.front();
+    Entry& entry = entries_[static_cast<std::size_t>(id)];
+    const Piece next = piece(id, entry.begun++);
+    if (entry.begun == pieces_[static_cast<std::size_t>(id)]) loads.pop_front();
+    ++reading_;
+    if (reading_ == 1) reading_since_ = Clock::now();
+    return next;
+  };
+  const auto begin = [&](std::deque<std::int32_t>& queue, std::deque<std::int32_t>& loads, bool wanted) {
+    const std::int32_t id = queue.front();
+    const std::int32_t slot = take_slot(id, wanted);
+    if (slot < 0) return false;
+    queue.pop_front();  // what take_slot queued again came behind it
+    Entry& entry = entries_[static_cast<std::size_t>(id)];
+    entry.slot = slot;
+    entry.where = Where::loading;
+    entry.begun = entry.ended = 0;
+    entry.prefetched = !wanted;
+    loads.push_back(id);
+    return true;
+  };
+  if (!wanted_loads_.empty()) return take(wanted_loads_);
+  if (!wanted_queue_.empty()) {
+    if (!begin(wanted_queue_, wanted_loads_, true)) return std::nullopt;
+    return take(wanted_loads_);
   }
-  return (entry.wanted || entry.soon) && !stop_;
+  if (!ahead_loads_.empty()) return take(ahead_loads_);
+  if (prefetch_queue_.empty() || !begin(prefetch_queue_, ahead_loads_, false)) return std::nullopt;
+  return take(ahead_loads_);
+}
+
+Status ExpertCache::read(const Piece& piece, std::byte* slot) const {
+  const Status done = files_[piece.file].read(piece.offset, piece.bytes, slot + piece.memory);
+  if (done) return done;
+  // The first tensor that has a byte in the piece stands for all.
+  for (const FilePiece& tensor : experts_[static_cast<std::size_t>(piece.id)].pieces) {
+    if (tensor.file == piece.file && tensor.offset < piece.offset + piece.bytes &&
+        tensor.end() > piece.offset)
+      return tl::unexpected(Error(done.error()).with_context(fmt::format("tensor '{}'", tensor.name)));
+  }
+  return done;
+}
+
+// No more pieces of an expert that is being read are begun. Its slot is free when those under way have ended.
+void ExpertCache::drop_load(std::int32_t id) {
+  entries_[static_cast<std::size_t>(id)].dropped = true;
+  std::erase(wanted_loads_, id);
+  std::erase(ahead_loads_, id);
+  settle(id);
+}
+
+// After a piece has ended: whether the expert is in memory now, or out of it.
+void ExpertCache::settle(std::int32_t id) {
+  Entry& entry = entries_[static_cast<std::size_t>(id)];
+  if (entry.ended < entry.begun) return;
+  if (!entry.dropped) {
+    if (entry.ended == pieces_[static_cast<std::size_t>(id)]) entry.where = Where::memory;
+    return;
+  }
+  entry.dropped = false;
+  slots_[static_cast<std::size_t>(std::exchange(entry.slot, -1))] = -1;
+  entry.where = Where::disk;
+  entry.prefetched = false;
+  if (std::exchange(entry.soon, false)) --soon_;
+  if (entry.wanted && !error_) {  // wanted again since it was dropped
+    entry.where = Where::queued;
+    wanted_queue_.insert(std::lower_bound(wanted_queue_.begin(), wanted_queue_.end(), id), id);
+  }
 }
 
 void ExpertCache::reader_main() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    std::optional<std::int32_t> id;
-    while (!stop_ && !(id = start_read())) work_.wait(lock);
+    std::optional<Piece> piece;
+    while (!stop_ && !(piece = start_piece())) work_.wait(lock);
     if (stop_) return;
-    Entry& entry = entries_[static_cast<std::size_t>(*id)];
-    const bool ahead = !entry.wanted;
+    Entry& entry = entries_[static_cast<std::size_t>(piece->id)];
     std::byte* slot = slot_memory(entry.slot);
-    account_reading(1);
-    (ahead ? prefetching_ : wanted_reading_) += 1;
     lock.unlock();
-    bool whole = true;
-    Status done = ahead ? read(*id, slot, kPiece, [&] { return whole = may_go_on(entry); })
-                        : read(*id, slot, slot_bytes_, [] { return true; });
+    Status done = read(*piece, slot);
     lock.lock();
-    account_reading(-1);
-    (ahead ? prefetching_ : wanted_reading_) -= 1;
-    if (done && whole) {
-      entry.where = Where::memory;
-      statistics_.bytes_read += static_cast<std::int64_t>(experts_[static_cast<std::size_t>(*id)].bytes);
+    --reading_;
+    if (reading_ == 0) statistics_.read_seconds += seconds_since(reading_since_);
+    statistics_.bytes_read += static_cast<std::int64_t>(piece->bytes);
+    ++entry.ended;
+    if (done) {
+      settle(piece->id);
     } else {
-      slots_[static_cast<std::size_t>(entry.slot)] = -1;
-      entry.slot = -1;
-      entry.where = Where::disk;
-      entry.prefetched = false;
-      if (std::exchange(entry.soon, false)) --soon_;
       // What was only read ahead is read again when it is wanted, and the error comes then.
-      if (entry.wanted && !done) {
-        error_ = std::move(done).error();
-      } else if (entry.wanted) {  // since the last piece was given up
-        entry.where = Where::queued;
-        wanted_queue_.insert(std::lower_bound(wanted_queue_.begin(), wanted_queue_.end(), *id), *id);
-      }
+      if (entry.wanted) error_ = std::move(done).error();
+      drop_load(piece->id);
     }
     arrived_.notify_one();
-    work_.notify_all();  // a slot that can now be taken, or reading ahead that may go on
+    work_.notify_all();  // a slot that can now be taken
   }
 }
 
@@ -282,12 +304,23 @@ void ExpertCache::want(std::int64_t block, std::span<const std::int32_t> indices
   if (predicted > 0) {
     precision_ += 0.05 * (static_cast<double>(right) / static_cast<double>(predicted) - precision_);
   }
-  // Only what is being read now is still worth reading, and what other blocks will want.
+  // What was to be read ahead for this block is wanted now or not at all.
   std::erase_if(prefetch_queue_, [&](std::int32_t id) {
     if (id < base || id >= base + per_block_) return false;
     entries_[static_cast<std::size_t>(id)].where = Where::disk;
     return true;
   });
+
+  const std::vector<std::int32_t> ahead(ahead_loads_.begin(), ahead_loads_.end());
+  for (const std::int32_t id : ahead) {
+    if (id < base || id >= base + per_block_) continue;
+    if (uses_[static_cast<std::size_t>(id - base)] == 0) {
+      drop_load(id);
+    } else {
+      std::erase(ahead_loads_, id);
+      wanted_loads_.insert(std::lower_bound(wanted_loads_.begin(), wanted_loads_.end(), id), id);
+    }
+  }
 
   for (const std::int32_t id : wanted_) {
     Entry& entry = entries_[static_cast<std::size_t>(id)];
@@ -415,14 +448,14 @@ bool ExpertCache::direct() const {
 }
 
 Result<double> ExpertCache::measure_disk(std::int64_t count, std::uint64_t seed) {
-  // The first slots, one per reader, are emptied; readers that are still busy there finish first.
+  // The first slots, one per reader, are emptied when no reader of the cache is at work.
   const std::size_t readers = std::min<std::size_t>(kReaders, slots_.size());
   {
     std::unique_lock lock(mutex_);
     HADAL_CHECK(wanted_.empty());
     for (const std::int32_t id : prefetch_queue_) entries_[static_cast<std::size_t>(id)].where = Where::disk;
     prefetch_queue_.clear();
-    arrived_.wait(lock, [&] { return prefetching_ + wanted_reading_ == 0; });
+    arrived_.wait(lock, [&] { return reading_ == 0 && wanted_loads_.empty() && ahead_loads_.empty(); });
     for (std::size_t s = 0; s < readers; ++s) {
       if (slots_[s] < 0) continue;
       Entry& entry = entries_[static_cast<std::size_t>(std::exchange(slots_[s], -1))];
@@ -440,7 +473,8 @@ Result<double> ExpertCache::measure_disk(std::int64_t count, std::uint64_t seed)
       for (std::int64_t i = 0; results[t] && (i = taken.fetch_add(1)) < count;) {
         const double u = random.uniform(static_cast<std::uint64_t>(i));
         const auto id = static_cast<std::int32_t>(u * static_cast<double>(experts_.size()));
-        results[t] = read(id, slot_memory(static_cast<std::int32_t>(t)), slot_bytes_, [] { return true; });
+        for (std::int32_t p = 0; results[t] && p < pieces_[static_cast<std::size_t>(id)]; ++p)
+          results[t] = read(piece(id, p), slot_memory(static_cast<std::int32_t>(t)));
         bytes.fetch_add(static_cast<std::int64_t>(experts_[static_cast<std::size_t>(id)].bytes));
       }
     });

@@ -105,10 +105,12 @@ class ExpertCache {
   enum class Where : std::uint8_t { disk, queued, loading, memory };
   struct Entry {
     Where where = Where::disk;
-    bool wanted = false;      // by the block now computed, and not handed out yet
-    bool in_use = false;      // by the wave that is out
-    bool soon = false;        // prefetched for a block still to come
-    bool prefetched = false;  // read by prefetch, and not wanted since
+    bool wanted = false;                // by the block now computed, and not handed out yet
+    bool in_use = false;                // by the wave that is out
+    bool soon = false;                  // prefetched for a block still to come
+    bool prefetched = false;            // read by prefetch, and not wanted since
+    bool dropped = false;               // while loading: no more pieces are begun
+    std::int32_t begun = 0, ended = 0;  // pieces, while loading
     std::int32_t slot = -1;
     double key = kNever;  // of use; see touch()
   };
@@ -118,15 +120,24 @@ class ExpertCache {
               std::int64_t k, std::int64_t slots, std::uint64_t slot_bytes, AnonymousMemory memory);
 
   void reader_main();
-  std::optional<std::int32_t> start_read();  // under the mutex: the next entry to read, with its slot
-  template <class GoOn>
-  Status read(std::int32_t id, std::byte* slot, std::uint64_t piece_bytes, GoOn&& go_on) const;
-  bool may_go_on(const Entry& entry);
+  // What one reader reads at a time.
+  struct Piece {
+    std::int32_t id = -1;
+    std::size_t file = 0;
+    std::uint64_t offset = 0, bytes = 0;
+    std::uint64_t memory = 0;  // within the slot
+  };
+  Piece piece(std::int32_t id, std::int32_t index) const;
+  static std::int32_t count_pieces(const StoredExpert& expert);
+  Status read(const Piece& piece, std::byte* slot) const;
+  // The rest is called under the mutex.
+  std::optional<Piece> start_piece();
+  void drop_load(std::int32_t id);
+  void settle(std::int32_t id);
   std::int32_t take_slot(std::int32_t id, bool wanted);
   void touch(Entry& entry, std::int64_t uses) const;
   void release_wave();
   void forget_wanted();
-  void account_reading(int change);
   std::byte* slot_memory(std::int32_t slot) const {
     return memory_.data() + static_cast<std::size_t>(slot) * slot_bytes_;
   }
@@ -135,6 +146,7 @@ class ExpertCache {
   const std::vector<StoredExpert> experts_;
   const std::int64_t per_block_, prefetch_limit_;
   const std::uint64_t slot_bytes_;
+  std::vector<std::int32_t> pieces_;  // [n_experts]
   const AnonymousMemory memory_;
 
   // All below under the mutex.
@@ -142,19 +154,19 @@ class ExpertCache {
   std::condition_variable work_;     // for the readers: something to read, or a slot to read it to
   std::condition_variable arrived_;  // for the forward
   bool stop_ = false;
-  std::vector<Entry> entries_;       // [n_experts]
-  std::vector<std::int32_t> slots_;  // the entry in each slot; -1: none
-  std::deque<std::int32_t> wanted_queue_, prefetch_queue_;
-  std::vector<std::int32_t> wanted_;  // of the block, ascending
-  std::vector<std::int64_t> uses_;    // of each expert of the block by its tokens
-  std::size_t handed_out_ = 0;        // of wanted_
-  std::size_t wave_begin_ = 0;        // of wanted_: the wave that is out is [wave_begin_, handed_out_)
-  std::vector<Expert> wave_;          // [per_block]
-  std::vector<bool> predicted_;       // [n_experts], for the block that comes next
-  double precision_ = 1;              // share of predictions that were right, lately
-  std::int64_t soon_ = 0;             // entries with that flag
-  int wanted_reading_ = 0, prefetching_ = 0;  // reads begun and not ended
-  int reading_ = 0;                           // of these, those that do not wait for others
+  std::vector<Entry> entries_;                              // [n_experts]
+  std::vector<std::int32_t> slots_;                         // the entry in each slot; -1: none
+  std::deque<std::int32_t> wanted_queue_, prefetch_queue_;  // not begun, in no slot
+  std::deque<std::int32_t> wanted_loads_, ahead_loads_;     // with pieces not yet begun
+  std::vector<std::int32_t> wanted_;                        // of the block, ascending
+  std::vector<std::int64_t> uses_;                          // of each expert of the block by its tokens
+  std::size_t handed_out_ = 0;                              // of wanted_
+  std::size_t wave_begin_ = 0;   // of wanted_: the wave that is out is [wave_begin_, handed_out_)
+  std::vector<Expert> wave_;     // [per_block]
+  std::vector<bool> predicted_;  // [n_experts], for the block that comes next
+  double precision_ = 1;         // share of predictions that were right, lately
+  std::int64_t soon_ = 0;        // entries with that flag
+  int reading_ = 0;              // pieces under way
   std::chrono::steady_clock::time_point reading_since_;
   double clock_ = 0;  // tokens so far
   std::function<bool()> cancelled_;
