@@ -31,6 +31,12 @@ struct EngineOptions {
   std::int64_t chunk_tokens = 512;     // prompt tokens per forward; bounds scratch memory, never the result
   std::int64_t checkpoint_tokens = 0;  // keep a point to truncate to every so many tokens; 0: none
   bool tokenizer = true;               // load tokenizer.json (false: token ids only)
+  // Of the whole process, in bytes: routed experts are read from disk as they are wanted (docs/memory.md). 0:
+  // no budget, all weights mapped.
+  std::int64_t memory_bytes = 0;
+  std::int64_t memory_tokens = 0;  // that sequences may hold together under a budget; 0: 16384
+  bool huge_pages = true;          // for this process (prctl); false also where they would be asked for
+  std::string numa;  // interleave: memory over all nodes; off: none; empty: interleave if there are several
   std::function<void(std::string_view)> notice;  // hears what was left out and why, a line at a time
 };
 

@@ -9,6 +9,8 @@
 #include <span>
 #include <utility>
 
+#include "base/huge_pages.h"
+
 namespace hadal {
 
 template <class T>
@@ -25,8 +27,11 @@ class Buffer {
     Buffer buffer;
     if (size > 0) {
       const std::size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
-      void* memory = std::aligned_alloc(64, bytes);
-      if (memory == nullptr) throw std::bad_alloc();
+      // Large ones start at a huge page, and are in huge pages but for the rest behind the last whole one.
+      const bool large = bytes >= kHugePage;
+      void* memory = nullptr;
+      if (::posix_memalign(&memory, large ? kHugePage : 64, bytes) != 0) throw std::bad_alloc();
+      if (large) advise_huge_pages(memory, bytes);
       buffer.data_.reset(static_cast<T*>(memory));
     }
     buffer.size_ = size;

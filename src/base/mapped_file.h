@@ -25,6 +25,9 @@ class MappedFile {
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
+  // Takes the pages that were touched out of this process's memory; they come back when touched again.
+  void release_pages() const;
+
  private:
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;

@@ -3,11 +3,13 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <numeric>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "base/rng.h"
+#include "cli/bench_disk.h"
 #include "cli/bench_profile.h"
 #include "cli/command.h"
 #include "cli/engine_options.h"
@@ -33,8 +35,14 @@ struct Row {
   std::int64_t context = 0, batch = 1;
   double tokens_per_s = 0, read_gbps = 0;
   TokenCost cost;
-  ForwardProfile profile;  // with --profile, of more forwards of the same kind
+  ForwardProfile profile;   // with --profile, of more forwards of the same kind
+  DiskMeter disk{nullptr};  // with --memory
 };
+
+// Enough to miss every cache; a budget pays for it.
+std::size_t bandwidth_buffer(const Arguments& arguments) {
+  return arguments.engine.memory_bytes > 0 ? std::size_t{256} << 20 : std::size_t{1} << 30;
+}
 
 class Bench {
  public:
@@ -44,19 +52,41 @@ class Bench {
         model_(model),
         layout_(model.state_layout(format)),
         transformer_(transformer),
-        bandwidth_(std::size_t{1} << 30, pool) {
+        bandwidth_(bandwidth_buffer(arguments), pool) {
     bandwidth_.measure();
   }
+
+  // With --memory: decodes until the cache of experts is full, as it is after a while in use.
+  Status fill_cache() {
+    ExpertCache* cache = model_.expert_cache();
+    if (cache == nullptr) return {};
+    std::vector<SequenceState> states = make_states(0, 1);
+    for (int i = 0; i < kMostFillingSteps && cache->slots_used() < cache->slots(); ++i) {
+      const auto tokens = random_tokens(1);
+      const BatchItem item{&states[0], tokens, BatchItem::Logits::none};
+      const auto logits = transformer_.forward({&item, 1});
+      if (!logits) return tl::unexpected(logits.error());
+    }
+    return {};
+  }
+  static constexpr int kMostFillingSteps = 200;
 
   Result<Row> decode(std::int64_t context) {
     std::vector<SequenceState> states = make_states(context);
     std::vector<double> seconds, reads;
+    DiskMeter disk(model_.expert_cache());
     for (std::int64_t i = 0; i < arguments_.tokens + 1; ++i) {
       HADAL_ASSIGN_OR_RETURN(const double step, decode_step(states, nullptr));
       if (i > 0) seconds.push_back(step);  // the first touches what no later one must
-      if (i % 4 == 0) reads.push_back(bandwidth_.measure());
+      if (i == 0) disk.start();
+      if (i % 4 == 0) {
+        reads.push_back(bandwidth_.measure());
+        HADAL_RETURN_IF_ERROR(disk.measure());
+      }
     }
+    disk.stop(std::accumulate(seconds.begin(), seconds.end(), 0.0));
     Row out = row("decode", context, arguments_.batch, arguments_.batch, seconds, reads);
+    out.disk = disk;
     for (std::int64_t i = 0; arguments_.profile && i < arguments_.tokens; ++i) {
       HADAL_ASSIGN_OR_RETURN(const double step, decode_step(states, &out.profile.ops));
       out.profile.add_forward(step);
@@ -66,12 +96,17 @@ class Bench {
 
   Result<Row> prefill(std::int64_t context) {
     std::vector<double> seconds, reads;
-    for (int attempt = 0; attempt < 3; ++attempt) {
+    DiskMeter disk(model_.expert_cache());
+    disk.start();
+    for (int attempt = 0; attempt < (disk.active() ? 1 : 3); ++attempt) {
       HADAL_ASSIGN_OR_RETURN(const double prompt, read_prompt(context, nullptr));
       seconds.push_back(prompt);
       reads.push_back(bandwidth_.measure());
+      HADAL_RETURN_IF_ERROR(disk.measure());
     }
+    disk.stop(std::accumulate(seconds.begin(), seconds.end(), 0.0));
     Row out = row("prefill", context, 1, arguments_.prefill, seconds, reads);
+    out.disk = disk;
     if (arguments_.profile) HADAL_RETURN_IF_ERROR(read_prompt(context, &out.profile));
     return out;
   }
@@ -152,7 +187,8 @@ class Bench {
   }
   Row row(const char* phase, std::int64_t context, std::int64_t batch, std::int64_t tokens,
           const std::vector<double>& seconds, const std::vector<double>& reads) const {
-    Row out{phase, context, batch, static_cast<double>(tokens) / median(seconds), median(reads), {}, {}};
+    Row out{phase,         context, batch, static_cast<double>(tokens) / median(seconds),
+            median(reads), {},      {},    DiskMeter(nullptr)};
     const bool decoding = out.phase == "decode";
     out.cost =
         token_cost(model_.config(), layout_, context,
@@ -170,8 +206,20 @@ class Bench {
   std::uint64_t drawn_ = 0;
 };
 
+MemoryBudget memory_budget(const Arguments& arguments) {
+  const std::int64_t deepest = *std::max_element(arguments.contexts.begin(), arguments.contexts.end());
+  const std::int64_t timed = std::max(arguments.tokens + 1, arguments.prefill);
+  return {.bytes = arguments.engine.memory_bytes,
+          .chunk_tokens = std::max(std::min(arguments.chunk, arguments.prefill), arguments.batch),
+          .logit_rows = arguments.batch,
+          .sequences = arguments.batch,
+          .sequence_tokens = arguments.batch * (deepest + timed + kPageTokens) + 256,
+          .other_bytes = static_cast<std::int64_t>(bandwidth_buffer(arguments))};
+}
+
 Result<Model> open_model(const Arguments& arguments, ThreadPool& pool) {
-  if (!arguments.engine.model.empty()) return Model::load(arguments.engine.model, arguments.engine.notice);
+  if (!arguments.engine.model.empty())
+    return Model::load(arguments.engine.model, arguments.engine.notice, memory_budget(arguments));
   HADAL_ASSIGN_OR_RETURN(Config config, preset_config(arguments.preset));
   HADAL_ASSIGN_OR_RETURN(config, cut_config(std::move(config), arguments.layers, arguments.experts));
   // Speed needs no drafter, and memory is short.
@@ -188,6 +236,10 @@ Status bench(const Arguments& arguments) {
   if (arguments.engine.model.empty() == arguments.preset.empty()) {
     return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash or pro");
   }
+  if (arguments.engine.memory_bytes > 0 && arguments.engine.model.empty())
+    return fail(ErrorCode::invalid_argument,
+                "--memory needs -m MODEL: random weights of --preset are in memory");
+  HADAL_RETURN_IF_ERROR(apply_memory_options(arguments.engine));
   ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend,
                          make_backend(arguments.engine.backend, arguments.engine.isa, pool));
@@ -198,12 +250,14 @@ Status bench(const Arguments& arguments) {
   }
   HADAL_ASSIGN_OR_RETURN(const StateFormat format,
                          choose_state_format(arguments.engine.state, quantises_rows(numerics)));
+  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
   Transformer transformer(model, *backend, numerics);
   if (transformer.prepared_bytes() > 0) {
     notice(fmt::format("{:.2f} GB of FP8 weights made int8 beside the checkpoint",
                        static_cast<double>(transformer.prepared_bytes()) / 1e9));
   }
   Bench runner(arguments, model, format, transformer, pool);
+  HADAL_RETURN_IF_ERROR(runner.fill_cache());
   const ArithmeticPeaks peaks = measure_arithmetic(pool);
   const double peak = std::max(peaks.f32_gflops, peaks.bf16_gflops);
 
@@ -242,6 +296,7 @@ Status bench(const Arguments& arguments) {
                              {"flops_per_token", r.cost.flops()},
                              {"peak_fraction", peak_fraction},
                              {"read_gbps", r.read_gbps}});
+      if (r.disk.active()) out["rows"].back()["disk"] = r.disk.json();
       if (arguments.profile) {
         out["profile"].push_back(to_json(r.profile, r.phase, r.context));
         tables += to_table(r.profile, r.phase, r.context);
@@ -251,11 +306,22 @@ Status bench(const Arguments& arguments) {
                     static_cast<long long>(r.context), static_cast<long long>(r.batch), r.tokens_per_s,
                     r.cost.bytes() / 1e6, 100 * bandwidth_fraction, r.cost.flops() / 1e9,
                     100 * peak_fraction);
+        if (r.disk.active()) std::printf("%s\n", r.disk.line().c_str());
         std::fflush(stdout);
       }
     }
   }
   out["read_gbps"] = reads;
+  if (const MemoryPlan* plan = model.memory_plan()) {
+    out["memory"] = {{"budget", plan->budget},         {"peak", peak_memory_bytes()}, {"dense", plan->dense},
+                     {"scratch", plan->scratch},       {"state", plan->state},        {"slots", plan->slots},
+                     {"slot_bytes", plan->slot_bytes}, {"experts", plan->experts}};
+    if (!arguments.json) {
+      std::printf("memory: at most %.2f GB resident, %.1f%% of the budget\n",
+                  static_cast<double>(peak_memory_bytes()) / 1e9,
+                  100 * static_cast<double>(peak_memory_bytes()) / static_cast<double>(plan->budget));
+    }
+  }
   if (arguments.json) {
     std::printf("%s\n", out.dump(2).c_str());
   } else {

@@ -1,7 +1,5 @@
 #include "cli/engine_options.h"
 
-#include <sys/resource.h>
-
 #include <csignal>
 #include <cstdio>
 
@@ -44,6 +42,27 @@ void add_engine_options(CLI::App& command, EngineOptions& options) {
       ->capture_default_str();
   command.add_option("--isa", options.isa, "Force an instruction set: avx512bf16, avx512, avx2 or scalar")
       ->envname("HADAL_ISA");
+  command
+      .add_option(
+          "--memory", options.memory_bytes,
+          "Memory of the whole process, like 12G or 900M: routed experts are read from disk as they are "
+          "wanted; by default all weights are mapped")
+      ->transform(CLI::AsSizeValue(true))
+      ->type_name("BYTES");
+  command
+      .add_option("--memory-tokens", options.memory_tokens,
+                  "With --memory: tokens of context to set memory aside for; by default 16384")
+      ->check(CLI::NonNegativeNumber);
+  command
+      .add_option_function<std::string>(
+          "--huge-pages", [&options](const std::string& given) { options.huge_pages = given == "on"; },
+          "on, or off: no huge pages in this process")
+      ->check(CLI::IsMember({"on", "off"}))
+      ->default_str("on");
+  command
+      .add_option("--numa", options.numa,
+                  "interleave memory over the NUMA nodes, or off; by default interleave if there are several")
+      ->check(CLI::IsMember({"interleave", "off"}));
   options.notice = notice;
 }
 
@@ -51,10 +70,10 @@ void notice(std::string_view text) {
   std::fprintf(stderr, "hadal: %.*s\n", static_cast<int>(text.size()), text.data());
 }
 
-std::int64_t peak_memory_bytes() {
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  return std::int64_t{usage.ru_maxrss} * 1024;
+Status apply_memory_options(const EngineOptions& options) {
+  HADAL_ASSIGN_OR_RETURN(const NumaPolicy numa, numa_policy_from_string(options.numa));
+  apply_memory_policy({options.huge_pages, numa}, options.notice);
+  return {};
 }
 
 void catch_interrupt() {

@@ -8,17 +8,19 @@
 
 #include <hadal/engine.h>
 
+#include "base/memory_policy.h"
+
 namespace hadal::cli {
 
-// Adds -m, --threads, --pin, --numerics, --state, --backend and --isa. HADAL_THREADS and HADAL_ISA stand in
-// for what is not given.
+// Adds -m, --threads, --pin, --numerics, --state, --backend, --isa and those of memory. HADAL_THREADS and
+// HADAL_ISA stand in for what is not given.
 void add_engine_options(CLI::App& command, EngineOptions& options);
 
 // A line on stderr.
 void notice(std::string_view text);
 
-// The highest resident memory of this process so far, in bytes; counts mapped weights that were touched.
-std::int64_t peak_memory_bytes();
+// --huge-pages and --numa, for commands that open no Engine; before threads are started.
+Status apply_memory_options(const EngineOptions& options);
 
 // Ctrl-C: the first one makes interrupted() true and is otherwise ignored, so that what runs can end cleanly;
 // the second ends the process.

@@ -85,15 +85,33 @@ Status run_tokens(Transformer& transformer, std::vector<SequenceState>& states, 
   }
 }
 
+// Everything about the work is known: each forward takes a chunk of every sequence, and all logits are kept.
+MemoryBudget memory_budget(const Arguments& arguments, const Sequences& sequences) {
+  std::int64_t tokens = 0, chunk = 0;
+  for (const auto& sequence : sequences) {
+    tokens += static_cast<std::int64_t>(sequence.size());
+    chunk += std::min(arguments.chunk, static_cast<std::int64_t>(sequence.size()));
+  }
+  // The MTP block reads its one sequence in one forward.
+  if (arguments.mtp) chunk = tokens;
+  return {.bytes = arguments.engine.memory_bytes,
+          .chunk_tokens = chunk,
+          .logit_rows = tokens + chunk,
+          .sequences = static_cast<std::int64_t>(sequences.size()),
+          .sequence_tokens = tokens + kPageTokens * static_cast<std::int64_t>(sequences.size())};
+}
+
 Status logits(const Arguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const Sequences sequences, read_tokens(arguments.tokens));
   if (arguments.mtp && (sequences.size() > 1 || sequences[0].size() < 2)) {
     return fail(ErrorCode::invalid_argument, "--mtp takes one sequence of at least two tokens");
   }
+  HADAL_RETURN_IF_ERROR(apply_memory_options(arguments.engine));
   ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend,
                          make_backend(arguments.engine.backend, arguments.engine.isa, pool));
-  HADAL_ASSIGN_OR_RETURN(const Model model, Model::load(arguments.engine.model, arguments.engine.notice));
+  HADAL_ASSIGN_OR_RETURN(const Model model, Model::load(arguments.engine.model, arguments.engine.notice,
+                                                        memory_budget(arguments, sequences)));
   Numerics numerics = model.quantised() ? Numerics::official : Numerics::exact;
   if (!arguments.engine.numerics.empty()) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(arguments.engine.numerics));
@@ -104,6 +122,7 @@ Status logits(const Arguments& arguments) {
   }
   HADAL_ASSIGN_OR_RETURN(const StateFormat format,
                          choose_state_format(arguments.engine.state, quantises_rows(numerics)));
+  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
   Transformer transformer(model, *backend, numerics);
   std::vector<SequenceState> states;
   for (std::size_t i = 0; i < sequences.size(); ++i) states.emplace_back(model.state_layout(format));

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/file_writer.h"
 #include "base/mapped_file.h"
+#include "base/memory_policy.h"
 #include "embedded_model.h"
 #include "engine/sampler.h"
 #include "engine/stop_strings.h"
@@ -51,10 +52,16 @@ Result<Opened> open_embedded(const EngineOptions& options, ThreadPool& pool) {
 
 Result<Opened> open_directory(const EngineOptions& options) {
   Opened opened;
-  HADAL_ASSIGN_OR_RETURN(opened.model, Model::load(options.model, options.notice));
-  HADAL_ASSIGN_OR_RETURN(opened.config_json, read_file(options.model / "config.json"));
+  // The tokenizer first: what it takes is then part of the memory plan.
   if (options.tokenizer) {
     HADAL_ASSIGN_OR_RETURN(opened.tokenizer, Tokenizer::load(options.model));
+  }
+  const MemoryBudget memory{.bytes = options.memory_bytes,
+                            .chunk_tokens = options.chunk_tokens,
+                            .sequence_tokens = options.memory_tokens};
+  HADAL_ASSIGN_OR_RETURN(opened.model, Model::load(options.model, options.notice, memory));
+  HADAL_ASSIGN_OR_RETURN(opened.config_json, read_file(options.model / "config.json"));
+  if (options.tokenizer) {
     // A tokenizer may know fewer ids than the embedding has rows, never more.
     if (opened.tokenizer->vocab_size() > opened.model->config().vocab_size) {
       return fail(
@@ -107,6 +114,13 @@ Status Engine::Impl::check_tokens(std::int64_t length, std::span<const std::int3
                 fmt::format("{} tokens do not fit in the model's context of {}; shorten the prompt", total,
                             info.context));
   }
+  if (const MemoryPlan* plan = model->memory_plan(); plan != nullptr && total > plan->sequence_tokens) {
+    return fail(
+        ErrorCode::resource_exhausted,
+        fmt::format("{} tokens do not fit in the memory plan, which has room for {} in a sequence; ask for "
+                    "more of them and, if need be, for more memory",
+                    total, plan->sequence_tokens));
+  }
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] < 0 || tokens[i] >= info.vocab_size) {
       return fail(ErrorCode::invalid_argument,
@@ -138,9 +152,15 @@ Result<Engine> Engine::open(const EngineOptions& options) {
     return fail(ErrorCode::invalid_argument, fmt::format("checkpoint_tokens is {}, expected a multiple of {}",
                                                          options.checkpoint_tokens, kPageTokens));
   }
+  HADAL_ASSIGN_OR_RETURN(const NumaPolicy numa, numa_policy_from_string(options.numa));
+  const bool embedded = options.model.empty();
+  if (embedded && options.memory_bytes > 0) {
+    return fail(ErrorCode::invalid_argument,
+                "a memory budget needs a model directory, to read experts from; the embedded model has none");
+  }
+  apply_memory_policy({options.huge_pages, numa}, options.notice);
   auto impl = std::make_shared<Impl>(options);
   HADAL_ASSIGN_OR_RETURN(impl->backend, make_backend(options.backend, options.isa, impl->pool));
-  const bool embedded = options.model.empty();
   HADAL_ASSIGN_OR_RETURN(Opened opened,
                          embedded ? open_embedded(options, impl->pool) : open_directory(options));
   impl->model = std::move(opened.model);
@@ -151,6 +171,7 @@ Result<Engine> Engine::open(const EngineOptions& options) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(options.numerics));
   }
   HADAL_ASSIGN_OR_RETURN(impl->state, choose_state_format(options.state, quantises_rows(numerics)));
+  HADAL_RETURN_IF_ERROR(check_numerics(*impl->model, numerics));
   impl->transformer.emplace(*impl->model, *impl->backend, numerics);
   const Config& config = impl->model->config();
   EngineInfo& info = impl->info;
@@ -213,6 +234,12 @@ Result<Generation> Engine::generate(Sequence& sequence, std::span<const std::int
   const auto cancelled = [&] { return options.cancelled && options.cancelled(); };
   Generation result;
   result.prompt_tokens = static_cast<std::int64_t>(prompt.size());
+  // A forward that reads from disk may take long, and asks meanwhile; cancelled, it leaves the sequence as it
+  // was.
+  impl_->transformer->set_cancelled(options.cancelled);
+  const auto was_cancelled = [](const Status& status) {
+    return !status && status.error().code() == ErrorCode::cancelled;
+  };
   const auto prefill_start = Clock::now();
   for (std::size_t at = 0;
        at < prompt.size();) {  // a chunk at a time, so that a long prompt can be cancelled
@@ -222,7 +249,12 @@ Result<Generation> Engine::generate(Sequence& sequence, std::span<const std::int
     }
     const std::size_t count =
         std::min(prompt.size() - at, static_cast<std::size_t>(impl_->options.chunk_tokens));
-    HADAL_RETURN_IF_ERROR(sequence.append(prompt.subspan(at, count)));
+    Status read = sequence.append(prompt.subspan(at, count));
+    if (was_cancelled(read)) {
+      result.finish = FinishReason::cancelled;
+      return result;
+    }
+    HADAL_RETURN_IF_ERROR(std::move(read));
     at += count;
   }
   result.prefill_seconds = seconds_since(prefill_start);
@@ -238,7 +270,12 @@ Result<Generation> Engine::generate(Sequence& sequence, std::span<const std::int
         break;
       }
       if (sequence.length() == impl_->info.context) break;  // length
-      HADAL_RETURN_IF_ERROR(sequence.append({&result.tokens.back(), 1}));
+      Status read = sequence.append({&result.tokens.back(), 1});
+      if (was_cancelled(read)) {
+        result.finish = FinishReason::cancelled;
+        break;
+      }
+      HADAL_RETURN_IF_ERROR(std::move(read));
     }
     Sample sample =
         impl_->sampler.sample(sequence.logits(), options.sampling,

@@ -1,6 +1,7 @@
 #include "formats/checkpoint.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <unordered_set>
 #include <utility>
@@ -115,6 +116,7 @@ Result<Checkpoint> Checkpoint::open(const fs::path& directory) {
     HADAL_ASSIGN_OR_RETURN(MappedFile mapped, MappedFile::open(path, follow_symlinks));
     HADAL_RETURN_IF_ERROR(checkpoint.add(mapped.bytes(), path.string()));
     checkpoint.files_.push_back(std::move(mapped));
+    checkpoint.paths_.push_back(path);
     return {};
   };
   if (!fs::exists(fs::symlink_status(directory / kIndex, error))) {
@@ -155,6 +157,19 @@ Result<Checkpoint> Checkpoint::open(const fs::path& directory) {
 const TensorRef* Checkpoint::find(std::string_view name) const {
   const auto at = tensors_.find(std::string(name));
   return at == tensors_.end() ? nullptr : &at->second;
+}
+
+std::optional<Checkpoint::FilePlace> Checkpoint::place(const std::byte* data) const {
+  for (std::size_t i = 0; i < files_.size(); ++i) {
+    const auto bytes = files_[i].bytes();
+    if (!std::less<>()(data, bytes.data()) && std::less<>()(data, bytes.data() + bytes.size()))
+      return FilePlace{i, static_cast<std::uint64_t>(data - bytes.data())};
+  }
+  return std::nullopt;
+}
+
+void Checkpoint::release_pages() const {
+  for (const MappedFile& file : files_) file.release_pages();
 }
 
 }  // namespace hadal

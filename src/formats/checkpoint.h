@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -28,10 +29,21 @@ class Checkpoint {
   std::int64_t tensor_count() const { return static_cast<std::int64_t>(names_.size()); }
   std::int64_t total_bytes() const { return total_bytes_; }  // of the tensors, without headers
 
+  // Where a tensor's bytes are on disk: byte `offset` of files()[file]. Nothing for a checkpoint in memory.
+  struct FilePlace {
+    std::size_t file = 0;
+    std::uint64_t offset = 0;
+  };
+  std::optional<FilePlace> place(const std::byte* data) const;
+  const std::vector<std::filesystem::path>& files() const { return paths_; }
+  // Takes what was touched of the mapped files out of this process's memory.
+  void release_pages() const;
+
  private:
   Status add(std::span<const std::byte> bytes, const std::string& name);
 
   std::vector<MappedFile> files_;
+  std::vector<std::filesystem::path> paths_;  // of files_
   Buffer<std::byte> memory_;
   std::unordered_map<std::string, TensorRef> tensors_;
   std::vector<std::string_view> names_;  // into the keys of tensors_

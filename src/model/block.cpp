@@ -8,8 +8,8 @@ namespace {
 
 // streams = hc_post(sublayer(rmsnorm(hc_pre(streams))), streams)
 template <class Sublayer>
-void hyper_connected(const Forward& f, const HyperConnectionWeights& w, const Vector& norm, const char* mixer,
-                     const char* input, float* streams, Sublayer&& sublayer) {
+Status hyper_connected(const Forward& f, const HyperConnectionWeights& w, const Vector& norm,
+                       const char* mixer, const char* input, float* streams, Sublayer&& sublayer) {
   const Arena::Scope scope(f.arena);
   const std::int64_t t = f.n_tokens(), n = f.config.hc_mult, d = f.config.hidden_size;
   float* mix = f.arena.take<float>(t * (2 + n) * n);
@@ -30,18 +30,24 @@ void hyper_connected(const Forward& f, const HyperConnectionWeights& w, const Ve
   }
   f.rms_norm(x, norm.data(), t, d, x);
   f.watch(input, x, {t, d});
-  sublayer(x, y);
+  HADAL_RETURN_IF_ERROR(sublayer(x, y));
   f.backend.run(HcPostParams{t, n, d, y, post, comb, streams});
+  return {};
 }
 
 }  // namespace
 
-void run_block(const Forward& f, std::int64_t block, const BlockWeights& w, float* streams) {
-  hyper_connected(f, w.hc_attn, w.attn_norm, "hc_attn", "attn.input", streams,
-                  [&](const float* x, float* y) { attention(f, block, w.attn, x, y); });
-  hyper_connected(f, w.hc_ffn, w.ffn_norm, "hc_ffn", "ffn.input", streams,
-                  [&](const float* x, float* y) { moe(f, w.ffn, x, y); });
+Status run_block(const Forward& f, std::int64_t block, const BlockWeights& w, float* streams) {
+  HADAL_RETURN_IF_ERROR(hyper_connected(f, w.hc_attn, w.attn_norm, "hc_attn", "attn.input", streams,
+                                        [&](const float* x, float* y) -> Status {
+                                          attention(f, block, w.attn, x, y);
+                                          return {};
+                                        }));
+  HADAL_RETURN_IF_ERROR(
+      hyper_connected(f, w.hc_ffn, w.ffn_norm, "hc_ffn", "ffn.input", streams,
+                      [&](const float* x, float* y) { return moe(f, block, w.ffn, x, y); }));
   f.watch("streams_out", streams, {f.n_tokens(), f.config.hc_mult, f.config.hidden_size});
+  return {};
 }
 
 void read_head(const Forward& f, const HcHeadWeights& w, const float* streams, std::int64_t n_tokens,

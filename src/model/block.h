@@ -7,8 +7,8 @@
 
 namespace hadal {
 
-// streams: [T, n, d], in place. Appends to the state of every segment.
-void run_block(const Forward& f, std::int64_t block, const BlockWeights& w, float* streams);
+// streams: [T, n, d], in place. Appends to the state of every segment. Errors: those of moe().
+Status run_block(const Forward& f, std::int64_t block, const BlockWeights& w, float* streams);
 
 // streams: [T, n, d] -> h: [T, d]
 void read_head(const Forward& f, const HcHeadWeights& w, const float* streams, std::int64_t n_tokens,

@@ -9,6 +9,8 @@
 
 #include "base/arena.h"
 #include "model/config.h"
+#include "model/expert_cache.h"
+#include "model/parameters.h"
 #include "model/rope.h"
 #include "model/sequence_state.h"
 #include "ops/backend.h"
@@ -55,10 +57,12 @@ struct Forward {
   std::span<const std::int32_t> tokens;  // [T]
   const RotaryFrequencies& sliding_frequencies;
   const RotaryFrequencies& compress_frequencies;
-  const float* sliding_cos;   // [T, r/2]
-  const float* sliding_sin;   // [T, r/2]
-  const float* compress_cos;  // [T, r/2]
-  const float* compress_sin;  // [T, r/2]
+  const float* sliding_cos;        // [T, r/2]
+  const float* sliding_sin;        // [T, r/2]
+  const float* compress_cos;       // [T, r/2]
+  const float* compress_sin;       // [T, r/2]
+  const Weights& weights;          // of the whole model
+  ExpertCache* experts = nullptr;  // where routed experts are, if not in `weights`
   Tap* tap = nullptr;
   std::string tap_prefix;  // "layers.3."
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <set>
 #include <string>
 #include <type_traits>
@@ -11,6 +12,7 @@
 
 #include "base/buffer.h"
 #include "base/check.h"
+#include "model/streamed_weights.h"
 #include "tensor/codec.h"
 
 namespace hadal {
@@ -245,6 +247,7 @@ struct Model::Impl {
   StateLayout f32_layout, compact_layout;
   RotaryFrequencies sliding, compress;
   bool quantised = false;
+  std::optional<StreamedWeights> streamed;
 };
 
 Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -252,7 +255,8 @@ Model::Model(Model&&) noexcept = default;
 Model& Model::operator=(Model&&) noexcept = default;
 Model::~Model() = default;
 
-Result<Model> Model::bind(Config config, Checkpoint checkpoint, const Notice& notice) {
+Result<Model> Model::bind(Config config, Checkpoint checkpoint, const Notice& notice,
+                          const MemoryBudget& memory) {
   if (config.has_dspark) {  // the drafter in mtp.* is not the MTP block of the first releases
     config.compress_ratios.resize(static_cast<std::size_t>(config.num_hidden_layers));
     config.num_nextn_predict_layers = 0;
@@ -262,13 +266,19 @@ Result<Model> Model::bind(Config config, Checkpoint checkpoint, const Notice& no
   for_each_parameter(impl->config, impl->weights, binder);
   HADAL_RETURN_IF_ERROR(binder.finish(notice));
   impl->quantised = binder.quantised();
+  if (memory.bytes > 0) {
+    HADAL_ASSIGN_OR_RETURN(impl->streamed,
+                           StreamedWeights::take(impl->config, impl->f32_layout, impl->checkpoint, memory,
+                                                 notice, impl->weights));
+  }
   return Model(std::move(impl));
 }
 
-Result<Model> Model::load(const std::filesystem::path& directory, const Notice& notice) {
+Result<Model> Model::load(const std::filesystem::path& directory, const Notice& notice,
+                          const MemoryBudget& memory) {
   HADAL_ASSIGN_OR_RETURN(Config config, load_config(directory));
   HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(directory));
-  auto model = bind(std::move(config), std::move(checkpoint), notice);
+  auto model = bind(std::move(config), std::move(checkpoint), notice, memory);
   if (!model) return tl::unexpected(std::move(model).error().with_context(directory.string()));
   return model;
 }
@@ -298,6 +308,13 @@ void Model::for_each_linear(const std::function<void(const Linear&)>& visit) con
 }
 bool Model::quantised() const {
   return impl_->quantised;
+}
+
+ExpertCache* Model::expert_cache() const {
+  return impl_->streamed ? impl_->streamed->experts.get() : nullptr;
+}
+const MemoryPlan* Model::memory_plan() const {
+  return impl_->streamed ? &impl_->streamed->plan : nullptr;
 }
 
 }  // namespace hadal

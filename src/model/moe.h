@@ -6,7 +6,11 @@
 
 namespace hadal {
 
-// x: [T, d] normed read-out of the streams; out: [T, d].
-void moe(const Forward& f, const MoeWeights& w, const float* x, float* out);
+// x: [T, d] normed read-out of the streams; out: [T, d]. Errors, only where experts are on disk: io,
+// cancelled.
+Status moe(const Forward& f, std::int64_t block, const MoeWeights& w, const float* x, float* out);
+
+// Where experts are on disk: reads ahead those of the hash-routed layers, which the tokens alone decide.
+void prefetch_hash_routed(const Forward& f);
 
 }  // namespace hadal

@@ -4,7 +4,8 @@
 
 namespace hadal {
 
-void mtp(const Forward& f, std::int64_t index, const Weights& weights, const float* streams, float* logits) {
+Status mtp(const Forward& f, std::int64_t index, const Weights& weights, const float* streams,
+           float* logits) {
   const Arena::Scope scope(f.arena);
   const MtpWeights& w = weights.mtp[static_cast<std::size_t>(index)];
   const std::int64_t t = f.n_tokens(), n = f.config.hc_mult, d = f.config.hidden_size;
@@ -24,11 +25,12 @@ void mtp(const Forward& f, std::int64_t index, const Weights& weights, const flo
     for (std::int64_t c = 0; c < d; ++c) mixed[i * d + c] += projected[i / n * d + c];
   }
 
-  run_block(f, f.config.num_hidden_layers + index, w.block, mixed);
+  HADAL_RETURN_IF_ERROR(run_block(f, f.config.num_hidden_layers + index, w.block, mixed));
   float* h = f.arena.take<float>(t * d);
   read_head(f, w.hc_head, mixed, t, h);
   f.rms_norm(h, w.norm.data(), t, d, h);
   f.linear(weights.head, h, t, logits);
+  return {};
 }
 
 }  // namespace hadal

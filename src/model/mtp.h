@@ -7,7 +7,7 @@
 namespace hadal {
 
 // f.tokens: the token that follows each position; streams: [T, n, d] of those positions behind the last main
-// block; logits: [T, vocab] of the tokens after f.tokens.
-void mtp(const Forward& f, std::int64_t index, const Weights& weights, const float* streams, float* logits);
+// block; logits: [T, vocab] of the tokens after f.tokens. Errors: those of moe().
+Status mtp(const Forward& f, std::int64_t index, const Weights& weights, const float* streams, float* logits);
 
 }  // namespace hadal

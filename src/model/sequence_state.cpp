@@ -191,6 +191,16 @@ void SequenceState::prepare_append(std::int64_t count) {
   }
 }
 
+void SequenceState::copy_fixed(Buffer<float>& to) const {
+  if (to.size() != fixed_.size()) to = Buffer<float>::uninitialised(fixed_.size());
+  std::memcpy(to.data(), fixed_.data(), 4 * fixed_.size());
+}
+
+void SequenceState::restore_fixed(const Buffer<float>& from) {
+  HADAL_CHECK(from.size() == fixed_.size());
+  std::memcpy(fixed_.data(), from.data(), 4 * fixed_.size());
+}
+
 void SequenceState::keep_checkpoint() {
   HADAL_CHECK(length_ % kPageTokens == 0);
   auto checkpoint = std::make_shared<Checkpoint>();

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "model/block.h"
+#include "model/moe.h"
 #include "model/mtp.h"
 
 namespace hadal {
@@ -18,6 +19,15 @@ void grow(Buffer<float>& buffer, std::int64_t size) {
 
 }  // namespace
 
+Status check_numerics(const Model& model, Numerics numerics) {
+  if (numerics == Numerics::int8 && model.memory_plan() != nullptr) {
+    return fail(ErrorCode::unsupported,
+                "int8 numerics keep the FP8 weights a second time, which a memory budget does not cover; use "
+                "official numerics, or no budget");
+  }
+  return {};
+}
+
 Transformer::Transformer(const Model& model, Backend& backend, Numerics numerics)
     : model_(model), backend_(backend), numerics_(numerics) {
   if (numerics != Numerics::int8) return;
@@ -25,8 +35,8 @@ Transformer::Transformer(const Model& model, Backend& backend, Numerics numerics
 }
 
 template <class Body>
-void Transformer::with_forward(std::span<const Segment> segments, std::span<const std::int32_t> tokens,
-                               Body&& body) {
+Status Transformer::with_forward(std::span<const Segment> segments, std::span<const std::int32_t> tokens,
+                                 Body&& body) {
   const Arena::Scope scope(arena_);
   const auto n = static_cast<std::int64_t>(tokens.size());
   const std::int64_t half = model_.config().qk_rope_head_dim / 2;
@@ -50,9 +60,20 @@ void Transformer::with_forward(std::span<const Segment> segments, std::span<cons
             angles + n * half,
             angles + 2 * n * half,
             angles + 3 * n * half,
+            model_.weights(),
+            model_.expert_cache(),
             tap_,
             ""};
-  body(f);
+  if (f.experts == nullptr) return body(f);
+
+  // A read may fail when some layers have already written their rows.
+  f.experts->begin_forward(n, cancelled_);
+  fixed_before_.resize(std::max(fixed_before_.size(), segments.size()));
+  for (std::size_t i = 0; i < segments.size(); ++i) segments[i].state->copy_fixed(fixed_before_[i]);
+  Status done = body(f);
+  for (std::size_t i = 0; !done && i < segments.size(); ++i)
+    segments[i].state->restore_fixed(fixed_before_[i]);
+  return done;
 }
 
 Status Transformer::check_tokens(std::span<const std::int32_t> tokens) const {
@@ -92,14 +113,15 @@ Result<std::span<const float>> Transformer::forward(std::span<const BatchItem> b
   grow(logits_, rows * config.vocab_size);
   for (const Segment& s : segments_) s.state->prepare_append(s.count);
 
-  with_forward(segments_, tokens_, [&](Forward& f) {
+  Status ran = with_forward(segments_, tokens_, [&](Forward& f) -> Status {
+    prefetch_hash_routed(f);
     const Weights& w = model_.weights();
     backend_.run(EmbedParams{tokens_, &w.embed, config.hc_mult, streams_.data()});
     for (std::int64_t block = 0; block < config.num_hidden_layers; ++block) {
       if (tap_ != nullptr) f.tap_prefix = fmt::format("layers.{}.", block);
-      run_block(f, block, w.layers[static_cast<std::size_t>(block)], streams_.data());
+      HADAL_RETURN_IF_ERROR(run_block(f, block, w.layers[static_cast<std::size_t>(block)], streams_.data()));
     }
-    if (rows == 0) return;
+    if (rows == 0) return {};
 
     // The head reads only the rows that somebody asked for.
     float* wanted = arena_.take<float>(rows * width);
@@ -118,7 +140,9 @@ Result<std::span<const float>> Transformer::forward(std::span<const BatchItem> b
     f.rms_norm(h, w.norm.data(), rows, d, h);
     f.watch("norm", h, {rows, d});
     f.linear(w.head, h, rows, logits_.data());
+    return {};
   });
+  HADAL_RETURN_IF_ERROR(std::move(ran));
   for (const Segment& s : segments_) s.state->advance(s.count);
   return std::span<const float>(logits_.data(), static_cast<std::size_t>(rows * config.vocab_size));
 }
@@ -137,22 +161,22 @@ Result<std::span<const float>> Transformer::forward_mtp(SequenceState& state, st
   HADAL_CHECK(state.mtp_length() + n <= state.length());
   grow(logits_, n * config.vocab_size);
   const Segment segment{&state, state.mtp_length(), 0, n};
-  with_forward({&segment, 1}, next_tokens, [&](Forward& f) {
+  HADAL_RETURN_IF_ERROR(with_forward({&segment, 1}, next_tokens, [&](Forward& f) {
     if (tap_ != nullptr) f.tap_prefix = fmt::format("mtp.{}.", index);
-    mtp(f, index, model_.weights(), streams.data(), logits_.data());
-  });
+    return mtp(f, index, model_.weights(), streams.data(), logits_.data());
+  }));
   state.advance_mtp(n);
   return std::span<const float>(logits_.data(), static_cast<std::size_t>(n * config.vocab_size));
 }
 
-void Transformer::forward_block(SequenceState& state, std::span<const std::int32_t> tokens,
-                                std::int64_t block, std::span<float> streams) {
+Status Transformer::forward_block(SequenceState& state, std::span<const std::int32_t> tokens,
+                                  std::int64_t block, std::span<float> streams) {
   const auto n = static_cast<std::int64_t>(tokens.size());
   const Segment segment{&state, state.length(), 0, n};
   state.prepare_append(n);
-  with_forward({&segment, 1}, tokens, [&](Forward& f) {
+  return with_forward({&segment, 1}, tokens, [&](Forward& f) {
     f.tap_prefix = fmt::format("layers.{}.", block);
-    run_block(f, block, model_.weights().layers[static_cast<std::size_t>(block)], streams.data());
+    return run_block(f, block, model_.weights().layers[static_cast<std::size_t>(block)], streams.data());
   });
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -23,14 +24,18 @@ struct BatchItem {
   Logits logits = Logits::last;          // of which of them
 };
 
+// Whether a model can run in these numerics. Errors: unsupported, where a memory budget would not cover what
+// they keep beside the weights.
+Status check_numerics(const Model& model, Numerics numerics);
+
 class Transformer {
  public:
   // All must outlive the transformer. Not thread-safe: one forward at a time.
   Transformer(const Model& model, Backend& backend, Numerics numerics);
 
   // The logits asked for, [rows, vocab], in the order of the batch; valid until the next call. Errors,
-  // before anything is changed: invalid_argument for a token id out of range, resource_exhausted for a
-  // sequence longer than max_position_embeddings.
+  // after which all states are as they were: invalid_argument for a token id out of range, resource_exhausted
+  // for a sequence longer than max_position_embeddings; with a memory budget also io and cancelled.
   Result<std::span<const float>> forward(std::span<const BatchItem> batch);
 
   // The residual streams behind the last block of the latest forward, [T, n, d]; for forward_mtp.
@@ -47,8 +52,11 @@ class Transformer {
 
   // One block on given streams [T, n, d], in place, for tests that go layer by layer; does not advance the
   // state's length.
-  void forward_block(SequenceState& state, std::span<const std::int32_t> tokens, std::int64_t block,
-                     std::span<float> streams);
+  Status forward_block(SequenceState& state, std::span<const std::int32_t> tokens, std::int64_t block,
+                       std::span<float> streams);
+
+  // Asked while a forward waits for experts from disk; true ends it with an error.
+  void set_cancelled(std::function<bool()> cancelled) { cancelled_ = std::move(cancelled); }
 
   void set_tap(Tap* tap) { tap_ = tap; }
   const Model& model() const { return model_; }
@@ -63,7 +71,7 @@ class Transformer {
  private:
   // Calls body(Forward&) with the angles of the segments' positions.
   template <class Body>
-  void with_forward(std::span<const Segment> segments, std::span<const std::int32_t> tokens, Body&& body);
+  Status with_forward(std::span<const Segment> segments, std::span<const std::int32_t> tokens, Body&& body);
   Status check_tokens(std::span<const std::int32_t> tokens) const;
 
   const Model& model_;
@@ -75,6 +83,8 @@ class Transformer {
   std::int64_t streams_size_ = 0;
   std::vector<std::int32_t> tokens_;
   std::vector<Segment> segments_;
+  std::vector<Buffer<float>> fixed_before_;  // of the states of the batch, with experts on disk
+  std::function<bool()> cancelled_;
   Tap* tap_ = nullptr;
 };
 

@@ -93,7 +93,7 @@ void Backend::run(const GateParams& p) {
 }
 
 void Backend::run(const ExpertsParams& p) {
-  HADAL_CHECK(p.shared != nullptr && p.k > 0 && static_cast<std::int64_t>(p.experts.size()) >= p.k);
+  HADAL_CHECK(p.k > 0 && static_cast<std::int64_t>(p.experts.size()) >= p.k);
   if (p.n_tokens > 0) dispatch(&Backend::experts, p);
 }
 

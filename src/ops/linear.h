@@ -54,6 +54,8 @@ inline constexpr std::uint8_t kLeastScale = 64;
 // A SwiGLU feed-forward network of inner width I.
 struct Expert {
   Linear w1, w2, w3;  // [I, d], [d, I], [I, d]
+
+  bool has_weights() const { return w1.weight != nullptr; }
 };
 
 }  // namespace hadal

@@ -213,11 +213,14 @@ struct ExpertsParams {
   const float* x = nullptr;               // [T, d]
   const std::int32_t* indices = nullptr;  // [T, k]
   const float* weights = nullptr;         // [T, k]
-  std::span<const Expert> experts;        // [E]
-  const Expert* shared = nullptr;
+  std::span<const Expert> experts;        // [E]; those without weights are left to another call
+  const Expert* shared = nullptr;         // null: left to another call
   float swiglu_limit = 10;
   InputRounding rounding = InputRounding::none;  // also in front of w2
   float* out = nullptr;                          // [T, d]
+  // Adds to `out` instead of setting it. Calls with ascending ranges of the experts, the shared one in the
+  // last, give bit for bit what one call with all of them gives.
+  bool accumulate = false;
 };
 
 }  // namespace hadal

@@ -76,13 +76,21 @@ OpWork work_of(const GateParams&) {
   return {"gate", ""};
 }
 OpWork work_of(const ExpertsParams& p) {
-  OpWork work{"experts", "", stored_bytes(*p.shared), 6 * product(p.n_tokens * (p.k + 1), p.dim, p.inter)};
+  OpWork work{"experts", ""};
+  std::int64_t slots = 0;  // (token, expert) pairs of this call
+  if (p.shared != nullptr) {
+    work.weight_bytes = stored_bytes(*p.shared);
+    slots = p.n_tokens;
+  }
   std::vector<bool> chosen(p.experts.size());
   for (std::int64_t i = 0; i < p.n_tokens * p.k; ++i) {
     const auto e = static_cast<std::size_t>(p.indices[i]);
+    if (p.experts[e].w1.weight == nullptr) continue;
+    ++slots;
     if (!chosen[e]) work.weight_bytes += stored_bytes(p.experts[e]);
     chosen[e] = true;
   }
+  work.flops = 6 * product(slots, p.dim, p.inter);
   return work;
 }
 

@@ -56,6 +56,27 @@ TEST(BenchCommand, ProfileAddsUpToTheForward) {
   }
 }
 
+TEST(BenchCommand, SaysWhatTheDiskAllowsUnderABudget) {
+  const std::string model = (test::reference_directory() / "models" / "t1-m2").string();
+  const auto result = run_command("bench -m " + model + " --prefill 32 --decode 3 --memory 900M --json");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.err, testing::HasSubstr("memory: 0.9 GB = "));
+  const auto json = nlohmann::json::parse(result.out);
+  EXPECT_EQ(json.at("memory").at("budget"), 900'000'000);
+  EXPECT_LT(json["memory"].at("peak").get<double>(), 1.05 * 900e6);
+  for (const auto& row : json.at("rows")) {
+    for (const char* key :
+         {"hits", "prefetch_hits", "misses", "bytes_read", "predicted_right", "disk_fraction"})
+      EXPECT_GE(row.at("disk").at(key).get<double>(), 0) << key;
+    EXPECT_GT(row["disk"].at("disk_gbps").get<double>(), 0);
+  }
+  const auto too_small = run_command("bench -m " + model + " --prefill 32 --memory 100M");
+  EXPECT_EQ(too_small.exit_code, 1);
+  EXPECT_THAT(too_small.err, testing::HasSubstr("is the least that works here"));
+  EXPECT_EQ(run_command("bench --preset flash --memory 4G").exit_code, 1);
+  EXPECT_EQ(run_command("bench -m " + model + " --memory much").exit_code, 2);
+}
+
 TEST(BenchCommand, NeedsAModelOrAPreset) {
   EXPECT_EQ(run_command("bench").exit_code, 1);
   EXPECT_EQ(run_command("bench --preset nano").exit_code, 1);

@@ -212,7 +212,7 @@ TEST_P(GoldenLayersTest, LayerByLayer) {
     } else {
       streams = golden_.floats("short.layers." + std::to_string(layer - 1) + ".streams_out");
     }
-    transformer_->forward_block(state, tokens(0, n), static_cast<std::int64_t>(layer), streams);
+    ASSERT_TRUE(transformer_->forward_block(state, tokens(0, n), static_cast<std::int64_t>(layer), streams));
   }
   compared += compare_recorded(seen, "short.", 5e-5F);
   EXPECT_GE(compared, 15 * static_cast<int>(layers));

@@ -7,19 +7,27 @@
 namespace hadal {
 
 // A slot is a (token, expert) pair. Slots are sorted by expert, tokens ascending inside one; the shared
-// expert, to which every token goes, comes last as expert number n_experts.
+// expert, to which every token goes, comes last as expert number n_experts. What is left to another call has
+// none.
 void CpuBackend::assign_slots(const ExpertsParams& p) {
   const auto n_experts = static_cast<std::int64_t>(p.experts.size());
-  const std::int64_t routed = p.n_tokens * p.k, slots = routed + p.n_tokens;
+  const auto here = [&](std::int64_t i) {
+    return p.experts[static_cast<std::size_t>(p.indices[i])].has_weights();
+  };
   expert_begin_.assign(static_cast<std::size_t>(n_experts) + 2, 0);
-  for (std::int64_t i = 0; i < routed; ++i) ++expert_begin_[static_cast<std::size_t>(p.indices[i]) + 1];
-  expert_begin_.back() = static_cast<std::int32_t>(p.n_tokens);
+  for (std::int64_t i = 0; i < p.n_tokens * p.k; ++i) {
+    if (here(i)) ++expert_begin_[static_cast<std::size_t>(p.indices[i]) + 1];
+  }
+  expert_begin_.back() = static_cast<std::int32_t>(p.shared != nullptr ? p.n_tokens : 0);
   std::partial_sum(expert_begin_.begin(), expert_begin_.end(), expert_begin_.begin());
 
+  const std::int64_t routed = expert_begin_[static_cast<std::size_t>(n_experts)],
+                     slots = expert_begin_.back();
   next_slot_.assign(expert_begin_.begin(), expert_begin_.end() - 1);
   token_of_.resize(static_cast<std::size_t>(slots));
   weight_of_.resize(static_cast<std::size_t>(slots));
-  for (std::int64_t i = 0; i < routed; ++i) {
+  for (std::int64_t i = 0; i < p.n_tokens * p.k; ++i) {
+    if (!here(i)) continue;
     const auto slot = static_cast<std::size_t>(next_slot_[static_cast<std::size_t>(p.indices[i])]++);
     token_of_[slot] = static_cast<std::int32_t>(i / p.k);
     weight_of_[slot] = p.weights[i];
@@ -41,7 +49,7 @@ void CpuBackend::experts(const ExpertsParams& p) {
   if (p.dim % unit_depth != 0 || p.inter % unit_depth != 0) return ref::experts(p, pool_);
   assign_slots(p);
   const auto n_experts = static_cast<std::int64_t>(p.experts.size());
-  const std::int64_t routed = p.n_tokens * p.k, slots = routed + p.n_tokens;
+  const std::int64_t slots = expert_begin_.back();
   const auto n_active = static_cast<std::int64_t>(active_.size());
   float* gate = grow(gate_, slots * p.inter);
   float* up = grow(up_, slots * p.inter);
@@ -59,7 +67,8 @@ void CpuBackend::experts(const ExpertsParams& p) {
     multiply(w, begin, end, count, in, x_index + first, y, y_index + first, accumulate);
   };
   // Routed experts share one format; the shared expert may have another.
-  const Linear::Format routed_format = p.experts[0].w1.format, shared_format = p.shared->w1.format;
+  const Linear::Format routed_format = p.experts[0].w1.format,
+                       shared_format = p.shared != nullptr ? p.shared->w1.format : routed_format;
   const auto inputs = [&](const float* rows, std::int64_t count, std::int64_t dim, InputStorage& storage,
                           InputStorage& shared_storage) {
     const Input routed_input = input(rows, dim, count, dim, routed_format, p.rounding, storage);
@@ -98,7 +107,7 @@ void CpuBackend::experts(const ExpertsParams& p) {
   const std::int64_t out_panels = (p.dim + at_once - 1) / at_once;
   pool_.parallel_for(out_panels, 1, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t row = begin * at_once, stop = std::min(end * at_once, p.dim);
-    for (std::int64_t t = 0; t < p.n_tokens; ++t)
+    for (std::int64_t t = 0; t < p.n_tokens && !p.accumulate; ++t)
       std::fill(p.out + t * p.dim + row, p.out + t * p.dim + stop, 0.0F);
     for (const std::int32_t e : active_) {
       call(e, weights_of(e).w2, row, stop, e == n_experts ? inputs_h.second : inputs_h.first, slot_of_.data(),

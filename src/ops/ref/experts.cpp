@@ -9,7 +9,7 @@ namespace hadal::ref {
 
 void experts(const ExpertsParams& p, ThreadPool& pool) {
   const std::int64_t n = p.n_tokens;
-  std::fill(p.out, p.out + n * p.dim, 0.0F);
+  if (!p.accumulate) std::fill(p.out, p.out + n * p.dim, 0.0F);
 
   // One expert over the tokens that chose it: out[token] += expert(x[token], weight).
   const auto add = [&](const Expert& expert, const std::vector<std::int64_t>& tokens,
@@ -40,6 +40,7 @@ void experts(const ExpertsParams& p, ThreadPool& pool) {
   std::vector<std::int64_t> tokens;
   std::vector<float> weights;
   for (std::size_t e = 0; e < p.experts.size(); ++e) {
+    if (!p.experts[e].has_weights()) continue;
     tokens.clear();
     weights.clear();
     for (std::int64_t t = 0; t < n; ++t) {
@@ -51,6 +52,7 @@ void experts(const ExpertsParams& p, ThreadPool& pool) {
     }
     if (!tokens.empty()) add(p.experts[e], tokens, weights);
   }
+  if (p.shared == nullptr) return;
   tokens.resize(static_cast<std::size_t>(n));
   for (std::int64_t t = 0; t < n; ++t) tokens[static_cast<std::size_t>(t)] = t;
   add(*p.shared, tokens, std::vector<float>(static_cast<std::size_t>(n), 1.0F));
