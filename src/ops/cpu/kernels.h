@@ -47,7 +47,7 @@ struct Kernels {
   // packed input; dim % 128 == 0. Null where gemm reads floats only.
   void (*pack)(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
                std::int64_t rows, std::int64_t dim, std::uint16_t* out);
-  // Heads [head_begin, head_end), at most 64, of token t.
+  // Heads [head_begin, head_end), at most 32, of token t.
   void (*sparse_attention)(const SparseAttentionParams& p, std::int64_t t, std::int64_t head_begin,
                            std::int64_t head_end);
   // Index rows [row_begin, row_end) of token t.

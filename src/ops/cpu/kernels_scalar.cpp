@@ -11,6 +11,7 @@
 #include "base/buffer.h"
 #include "ops/attention_rows.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/target.h"
 #include "tensor/codec.h"
 
 namespace hadal::cpu::scalar {
