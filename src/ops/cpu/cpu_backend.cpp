@@ -107,10 +107,9 @@ void CpuBackend::linear(const LinearParams& p) {
 
 void CpuBackend::sparse_attention(const SparseAttentionParams& p) {
   if (p.row.dim % 32 != 0 || p.row.rope_dim % 32 != 0) return ref::sparse_attention(p, pool_);
-  // Heads that share the unpacking of a row: all that a call takes, or fewer where threads would have no
-  // work.
+  // Heads that share the unpacking of a row: all that a call takes, or half where threads would have no work.
   const auto units = [&](std::int64_t heads) { return p.n_tokens * ((p.heads + heads - 1) / heads); };
-  const std::int64_t heads = units(64) >= 4 * pool_.size() ? 64 : units(32) >= pool_.size() ? 32 : 16;
+  const std::int64_t heads = units(32) >= pool_.size() ? 32 : 16;
   const std::int64_t chunks = units(heads) / p.n_tokens;
   pool_.parallel_for(units(heads), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t unit = begin; unit < end; ++unit) {

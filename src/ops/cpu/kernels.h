@@ -79,7 +79,7 @@ struct Kernels {
                            std::int64_t row_end, std::int64_t rows, std::int64_t dim, const Int8Input& out);
   void (*gemm_int8)(const GemmArgs& args);
   void (*pack_int8_tile)(const Linear& w, std::int64_t tile, std::byte* out);  // int8_tiles.h
-  // Heads [head_begin, head_end), at most 64, of token t.
+  // Heads [head_begin, head_end), at most 32, of token t.
   void (*sparse_attention)(const SparseAttentionParams& p, std::int64_t t, std::int64_t head_begin,
                            std::int64_t head_end);
   // The first n_rows (at most kIndexBlockRows) rows of these tiles into `block`, and a token's scores for all

@@ -13,6 +13,7 @@
 #include "base/buffer.h"
 #include "ops/attention_rows.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/target.h"
 #include "ops/ref/ref.h"
 #include "tensor/codec.h"
 

@@ -11,3 +11,10 @@
 #define HADAL_TARGET_BEGIN(features) HADAL_PRAGMA(GCC push_options) HADAL_PRAGMA(GCC target(features))
 #define HADAL_TARGET_END HADAL_PRAGMA(GCC pop_options)
 #endif
+
+// In front of a loop over an array of vectors: without its full unrolling g++ keeps the array in memory.
+#if defined(__clang__)
+#define HADAL_UNROLL HADAL_PRAGMA(unroll)
+#else
+#define HADAL_UNROLL HADAL_PRAGMA(GCC unroll 16)
+#endif
