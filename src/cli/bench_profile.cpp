@@ -15,7 +15,7 @@ std::vector<Profile::Entry> longest_first(const ForwardProfile& profile) {
   for (const auto& entry : entries) between -= entry.seconds;
   std::stable_sort(entries.begin(), entries.end(),
                    [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
-  entries.push_back({{"between ops", ""}, 0, between});
+  entries.push_back(Profile::Entry{OpWork{"between ops", ""}, 0, between});
   return entries;
 }
 

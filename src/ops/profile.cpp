@@ -98,7 +98,7 @@ void Profile::add(const OpWork& work, double seconds) {
   auto entry = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& e) {
     return e.work.op == work.op && e.work.parameter == work.parameter;
   });
-  if (entry == entries_.end()) entry = entries_.insert(entry, {{work.op, work.parameter}});
+  if (entry == entries_.end()) entry = entries_.insert(entry, Entry{OpWork{work.op, work.parameter}});
   entry->work.weight_bytes += work.weight_bytes;
   entry->work.flops += work.flops;
   entry->calls += 1;

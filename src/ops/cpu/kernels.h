@@ -92,7 +92,8 @@ struct Kernels {
                            std::int64_t heads, std::int64_t dim, float* scores);
   // out[i] = weight * silu(min(gate[i], limit)) * clamp(up[i], -limit, limit)
   void (*swiglu)(const float* gate, const float* up, float weight, float limit, std::int64_t n, float* out);
-  // The small ops: rows, tokens or (for one token or block) channels [begin, end); every width but n_experts % 16 == 0.
+  // The small ops: rows, tokens or (for one token or block) channels [begin, end); every width % 16 == 0, but
+  // for n_experts.
   void (*rms_norm)(const RmsNormParams& p, std::int64_t row_begin, std::int64_t row_end);
   void (*rope)(const RopeParams& p, std::int64_t token_begin, std::int64_t token_end);
   void (*quantise)(const QuantiseParams& p, std::int64_t row_begin, std::int64_t row_end);
