@@ -191,14 +191,14 @@ void SequenceState::prepare_append(std::int64_t count) {
   }
 }
 
-void SequenceState::copy_fixed(Buffer<float>& to) const {
-  if (to.size() != fixed_.size()) to = Buffer<float>::uninitialised(fixed_.size());
-  std::memcpy(to.data(), fixed_.data(), 4 * fixed_.size());
+void SequenceState::copy_fixed(Buffer<std::byte>& to) const {
+  if (to.size() != fixed_.size()) to = Buffer<std::byte>::uninitialised(fixed_.size());
+  std::memcpy(to.data(), fixed_.data(), fixed_.size());
 }
 
-void SequenceState::restore_fixed(const Buffer<float>& from) {
+void SequenceState::restore_fixed(const Buffer<std::byte>& from) {
   HADAL_CHECK(from.size() == fixed_.size());
-  std::memcpy(fixed_.data(), from.data(), 4 * fixed_.size());
+  std::memcpy(fixed_.data(), from.data(), fixed_.size());
 }
 
 void SequenceState::keep_checkpoint() {

@@ -130,8 +130,8 @@ class SequenceState {
   void advance(std::int64_t count) { length_ += count; }
   // The fixed part, to go back to when a forward fails before advance(): rows that it left in pages lie
   // behind the length, where the next forward writes them again.
-  void copy_fixed(Buffer<float>& to) const;
-  void restore_fixed(const Buffer<float>& from);
+  void copy_fixed(Buffer<std::byte>& to) const;
+  void restore_fixed(const Buffer<std::byte>& from);
   void advance_mtp(std::int64_t count) { mtp_length_ += count; }
 
  private:

@@ -83,7 +83,7 @@ class Transformer {
   std::int64_t streams_size_ = 0;
   std::vector<std::int32_t> tokens_;
   std::vector<Segment> segments_;
-  std::vector<Buffer<float>> fixed_before_;  // of the states of the batch, with experts on disk
+  std::vector<Buffer<std::byte>> fixed_before_;  // of the states of the batch, with experts on disk
   std::function<bool()> cancelled_;
   Tap* tap_ = nullptr;
 };

@@ -293,6 +293,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Setting{"t2-m2", Numerics::official, "ref", ""},
                     Setting{"t1-m2", Numerics::official, "cpu", "", StateFormat::compact},
                     Setting{"t2-m2", Numerics::qsim, "cpu", "avx2", StateFormat::compact},
+                    Setting{"t1-m2", Numerics::int8, "cpu", ""},
+                    Setting{"t2-m2", Numerics::int8, "cpu", "scalar", StateFormat::compact},
                     Setting{"t2-m2", Numerics::official, "ref", "", StateFormat::compact}),
     [](const auto& test) { return setting_name(test.param); });
 
