@@ -209,12 +209,13 @@ TEST_P(BackendTest, SparseAttentionMatchesReference) {
   EXPECT_EQ(std::memcmp(threaded.data(), actual.data(), actual.size() * 4), 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, BackendTest, testing::Values("avx512bf16", "avx512", "avx2", "scalar"),
+INSTANTIATE_TEST_SUITE_P(Isa, BackendTest,
+                         testing::Values("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 
 TEST(MakeBackend, NamesWhatThereIs) {
   ThreadPool pool(1);
-  const auto backend = make_backend("cpu", "neon", pool);
+  const auto backend = make_backend("cpu", "mmx", pool);
   ASSERT_FALSE(backend.has_value());
   EXPECT_NE(backend.error().message().find("scalar"), std::string::npos);
   EXPECT_FALSE(make_backend("tpu", "", pool).has_value());
