@@ -126,6 +126,7 @@ bool supported();
 }  // namespace avx512vnni
 namespace avx2 {
 const Kernels& kernels();
+void use_int8_kernels(Kernels& table);
 bool supported();
 }  // namespace avx2
 namespace neon_dotprod {

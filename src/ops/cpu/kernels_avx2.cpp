@@ -177,12 +177,24 @@ inline void unpack_group(const std::byte* from, Ints shift, Ints bias, std::uint
   put(high + 32, _mm256_srli_epi16(bytes.hi, 4), shift.hi, bias.hi);
 }
 
+// clang-format off
 #include "ops/cpu/kernels.inc"
+#include "ops/cpu/int8_avx2.inc"
+// clang-format on
 
 }  // namespace
 
+void use_int8_kernels(Kernels& table) {
+  table.round_input_int8 = int8::round_input;
+  table.gemm_int8 = int8::gemm;
+}
+
 const Kernels& kernels() {
-  static constexpr Kernels kTable = kernel_table("avx2");
+  static const Kernels kTable = [] {
+    Kernels table = kernel_table("avx2");
+    use_int8_kernels(table);
+    return table;
+  }();
   return kTable;
 }
 

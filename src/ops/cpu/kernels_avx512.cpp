@@ -132,6 +132,7 @@ inline Ints dot8(Ints sum, Ints a0, Ints b0, Ints a1, Ints b1) {
 const Kernels& kernels() {
   static const Kernels kTable = [] {
     Kernels table = kernel_table("avx512");
+    avx2::use_int8_kernels(table);
     if (avx512vnni::supported()) avx512vnni::install(table);
     return table;
   }();
