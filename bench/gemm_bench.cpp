@@ -3,8 +3,10 @@
 //   gemm_bench --benchmark_filter=fp4
 // of_read and of_peak are fractions of what this machine does in the same run: a linear read with all
 // threads, and its BF16 (official) or int8 dot products in registers.
+#include <cstdlib>
 #include <map>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -16,9 +18,15 @@
 namespace hadal {
 namespace {
 
+// HADAL_ISA, as for the binary; an unknown one ends the bench.
+std::string_view chosen_isa() {
+  const char* isa = std::getenv("HADAL_ISA");
+  return isa != nullptr ? isa : "";
+}
+
 struct Machine {
   ThreadPool pool;
-  std::unique_ptr<Backend> backend = std::move(*make_backend("cpu", "", pool));
+  std::unique_ptr<Backend> backend = make_backend("cpu", chosen_isa(), pool).value();
   ReadBandwidth bandwidth{std::size_t{1} << 30, pool};
   ArithmeticPeaks peaks = measure_arithmetic(pool);
 };

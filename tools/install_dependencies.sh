@@ -3,6 +3,7 @@
 # or through sudo.
 #   tools/install_dependencies.sh build    for the hadal binary
 #   tools/install_dependencies.sh test     also for the tests, the benches, the fuzz targets and lint
+#   tools/install_dependencies.sh aarch64  for the kernels' tests under qemu
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache pkg-config libfmt-dev libexpected-dev libpcre2-dev nlohmann-json3-dev
@@ -13,8 +14,9 @@ case ${1:-} in
     packages+=(git ca-certificates libgtest-dev libgmock-dev libbenchmark-dev clang-14 libclang-rt-14-dev
       clang-format-14 clang-tidy-14 python3 python3-venv)
     ;;
+  aarch64) packages=(cmake ninja-build libfmt-dev libexpected-dev googletest g++-aarch64-linux-gnu qemu-user-static) ;;
   *)
-    echo "usage: tools/install_dependencies.sh build|test" >&2
+    echo "usage: tools/install_dependencies.sh build|test|aarch64" >&2
     exit 2
     ;;
 esac

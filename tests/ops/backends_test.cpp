@@ -115,6 +115,25 @@ TEST_P(BackendTest, LinearMatchesReferenceAndItself) {
   }
 }
 
+// The dot products are exact integers and the order of the rest is one (kernels.h).
+TEST_P(BackendTest, Int8HasTheSameBitsInEverySet) {
+  const auto plain = std::move(*make_backend("cpu", "scalar", pool_));
+  for (const auto format : {Linear::Format::fp8, Linear::Format::fp4}) {
+    for (const std::int64_t in : {128, 384, 1152}) {
+      const std::int64_t out = 67, n = 7;
+      const Matrix w(format, out, in, 7);
+      const auto x = normal(static_cast<std::size_t>(n * in), 11);
+      const auto run = [&](Backend& backend) {
+        backend.prepare(w.linear, InputRounding::int8);
+        std::vector<float> y(static_cast<std::size_t>(n * out));
+        backend.run(LinearParams{n, x.data(), &w.linear, 1, InputRounding::int8, y.data()});
+        return y;
+      };
+      EXPECT_EQ(run(*backend_), run(*plain));
+    }
+  }
+}
+
 TEST_P(BackendTest, OddDepthFallsBackToReference) {
   const Matrix w(Linear::Format::f32, 5, 40, 3);
   const auto x = normal(3 * 40, 4);
@@ -186,12 +205,13 @@ TEST_P(BackendTest, ExpertsMatchReferenceAndThemselves) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, BackendTest, testing::Values("avx512bf16", "avx512", "avx2", "scalar"),
+INSTANTIATE_TEST_SUITE_P(Isa, BackendTest,
+                         testing::Values("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 
 TEST(MakeBackend, NamesWhatThereIs) {
   ThreadPool pool(1);
-  const auto backend = make_backend("cpu", "neon", pool);
+  const auto backend = make_backend("cpu", "mmx", pool);
   ASSERT_FALSE(backend.has_value());
   EXPECT_NE(backend.error().message().find("scalar"), std::string::npos);
   EXPECT_FALSE(make_backend("tpu", "", pool).has_value());

@@ -238,7 +238,8 @@ TEST_P(SmallOps, GateChoosesAndWeighs) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, SmallOps, testing::Values("avx512bf16", "avx512", "avx2", "scalar"),
+INSTANTIATE_TEST_SUITE_P(Isa, SmallOps,
+                         testing::Values("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 
 TEST(Profile, CountsCallsTimeAndWork) {
@@ -249,7 +250,8 @@ TEST(Profile, CountsCallsTimeAndWork) {
   std::vector<float> y(3 * 64);
   Profile profile;
   backend->set_profile(&profile);
-  for (int i = 0; i < 2; ++i) backend->run(LinearParams{3, x.data(), &weight, 1, InputRounding::none, y.data()});
+  for (int i = 0; i < 2; ++i)
+    backend->run(LinearParams{3, x.data(), &weight, 1, InputRounding::none, y.data()});
   weight.name = "v";
   backend->run(LinearParams{1, x.data(), &weight, 1, InputRounding::none, y.data()});
   backend->run(RmsNormParams{3, 64, x.data(), nullptr, 1e-6F, y.data()});

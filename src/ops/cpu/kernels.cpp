@@ -14,6 +14,11 @@ Result<const Kernels*> choose_kernels(std::string_view isa) {
   const std::string available = std::string(avx512bf16::supported() ? "avx512bf16, " : "") +
                                 (avx512::supported() ? "avx512, " : "") +
                                 (avx2::supported() ? "avx2, " : "") + "scalar";
+#elif defined(__aarch64__)
+  if ((isa.empty() || isa == "neon_dotprod") && neon_dotprod::supported()) return &neon_dotprod::kernels();
+  if (isa.empty() || isa == "neon") return &neon::kernels();
+  const std::string available =
+      std::string(neon_dotprod::supported() ? "neon_dotprod, " : "") + "neon, scalar";
 #else
   const std::string available = "scalar";
 #endif

@@ -107,8 +107,8 @@ struct Kernels {
   void (*gate)(const GateParams& p, std::int64_t token_begin, std::int64_t token_end);
 };
 
-// The table for `isa` ("avx512bf16", "avx512", "avx2", "scalar"), or the best that this machine runs if it is
-// empty.
+// The table for `isa` ("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"), or the best that
+// this machine runs if it is empty.
 Result<const Kernels*> choose_kernels(std::string_view isa);
 
 namespace avx512bf16 {
@@ -128,8 +128,16 @@ bool supported();
 }  // namespace avx512vnni
 namespace avx2 {
 const Kernels& kernels();
+void use_int8_kernels(Kernels& table);
 bool supported();
 }  // namespace avx2
+namespace neon_dotprod {
+const Kernels& kernels();
+bool supported();
+}  // namespace neon_dotprod
+namespace neon {
+const Kernels& kernels();
+}  // namespace neon
 namespace scalar {
 const Kernels& kernels();
 }  // namespace scalar

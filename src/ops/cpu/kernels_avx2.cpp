@@ -11,9 +11,9 @@
 #include <limits>
 #include <vector>
 
-#include "ops/cpu/int8_tiles.h"
 #include "base/buffer.h"
 #include "ops/attention_rows.h"
+#include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/target.h"
 #include "ops/ref/ref.h"
@@ -180,12 +180,24 @@ inline void unpack_group(const std::byte* from, Ints shift, Ints bias, std::uint
 }
 constexpr int kVectors = 8;  // that the registers hold
 
+// clang-format off
 #include "ops/cpu/kernels.inc"
+#include "ops/cpu/int8_avx2.inc"
+// clang-format on
 
 }  // namespace
 
+void use_int8_kernels(Kernels& table) {
+  table.round_input_int8 = int8::round_input;
+  table.gemm_int8 = int8::gemm;
+}
+
 const Kernels& kernels() {
-  static constexpr Kernels kTable = kernel_table("avx2");
+  static const Kernels kTable = [] {
+    Kernels table = kernel_table("avx2");
+    use_int8_kernels(table);
+    return table;
+  }();
   return kTable;
 }
 

@@ -137,6 +137,7 @@ constexpr int kVectors = 32;  // that the registers hold
 const Kernels& kernels() {
   static const Kernels kTable = [] {
     Kernels table = kernel_table("avx512");
+    avx2::use_int8_kernels(table);
     if (avx512vnni::supported()) avx512vnni::install(table);
     return table;
   }();
