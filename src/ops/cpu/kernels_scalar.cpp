@@ -9,9 +9,9 @@
 #include <limits>
 #include <vector>
 
-#include "ops/cpu/int8_tiles.h"
 #include "base/buffer.h"
 #include "ops/attention_rows.h"
+#include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/target.h"
 #include "ops/ref/ref.h"

@@ -37,7 +37,8 @@ std::uint8_t quantise_e2m1_block(float* x, std::int64_t n, std::uint8_t* codes =
 
 // `int8` numerics. 32 entries as codes in [-127, 127] of the returned scale, amax / 127.
 float quantise_int8_block(const float* x, std::int8_t* codes);
-// A row of FP4 or FP8 weights as codes [in] and scales [in/32]: FP4 exactly (twice its value), FP8 rounded again.
+// A row of FP4 or FP8 weights as codes [in] and scales [in/32]: FP4 exactly (twice its value), FP8 rounded
+// again.
 void int8_row(const Linear& w, std::int64_t row, std::int8_t* codes, float* scales);
 void linear_int8(const LinearParams& p, ThreadPool& pool);
 
