@@ -104,13 +104,14 @@ INSTANTIATE_TEST_SUITE_P(All, StreamedModelTest,
                                          Setting{"t2-m2", Numerics::official, "cpu", ""},
                                          Setting{"t2-m0", Numerics::exact, "cpu", ""}));
 
-// Shapes and files of a test of the cache alone: 3 blocks of 16 experts, 4 for a token.
+// Five layers and an MTP block of 16 experts each, 4 for a token.
 class ExpertCacheTest : public testing::Test {
  protected:
-  void SetUp() override {
+  void SetUp() override { make(128, 128, 5); }
+  void make(std::int64_t hidden_size, std::int64_t inter, std::int64_t layers) {
     Config config = *preset_config("flash");
     config.vocab_size = 512;
-    config.hidden_size = 128;
+    config.hidden_size = hidden_size;
     config.num_attention_heads = 4;
     config.head_dim = 128;
     config.q_lora_rank = 128;
@@ -122,12 +123,13 @@ class ExpertCacheTest : public testing::Test {
     config.index_topk = 16;
     config.n_routed_experts = 16;
     config.num_experts_per_tok = 4;
-    config.moe_intermediate_size = 128;
+    config.moe_intermediate_size = inter;
     config.max_position_embeddings = 4096;
-    config = *cut_config(std::move(config), 5, 0);
+    config = *cut_config(std::move(config), layers, 0);
     ThreadPool pool(2);
     InitOptions options;
     options.shard_bytes = 400'000;  // experts are spread over files
+    options.force = true;
     ASSERT_TRUE(init_checkpoint(config, directory_ / "m", options, pool).has_value());
     auto mapped = Model::load(directory_ / "m");
     ASSERT_TRUE(mapped.has_value()) << mapped.error().message();
@@ -154,6 +156,8 @@ class ExpertCacheTest : public testing::Test {
       last = wave->last;
       for (std::size_t e = 0; e < wave->experts.size(); ++e) {
         const Expert& expert = wave->experts[e];
+        EXPECT_EQ(expert.w1.format, Linear::Format::fp4)
+            << "the shape of expert " << e << ", in memory or not";
         if (!expert.has_weights()) continue;
         got.push_back(static_cast<std::int32_t>(e));
         const Expert& on_disk = mapped_->weights().layers[static_cast<std::size_t>(block)].ffn.experts[e];
@@ -188,6 +192,22 @@ TEST_F(ExpertCacheTest, WavesHoldTheFilesBytesInAscendingOrder) {
       take(cache, block, all);
       take(cache, block, {15, 3, 3, 8, 0});
       cache.prefetch((block + 1) % 5, std::vector<std::int32_t>{2, 9, 15}, round % 2 == 0);
+    }
+  }
+}
+
+TEST_F(ExpertCacheTest, LargeExpertsComeInPieces) {
+  mapped_.reset();
+  make(1024, 2048, 2);  // 3.3 MB an expert
+  const Model model = streamed(0);
+  ExpertCache& cache = *model.expert_cache();
+  ASSERT_GT(cache.slot_bytes(), std::int64_t{2} << 20);
+  std::vector<std::int32_t> all(16);
+  std::iota(all.begin(), all.end(), 0);
+  for (int round = 0; round < 5; ++round) {
+    for (std::int64_t block = 0; block < 2; ++block) {
+      take(cache, block, round % 2 == 0 ? all : std::vector<std::int32_t>{1, 4, 13});
+      cache.prefetch((block + 1) % 2, std::vector<std::int32_t>{4, 7, 9, 13}, true);
     }
   }
 }
