@@ -80,7 +80,8 @@ ExpertCache::ExpertCache(std::vector<DirectFile> files, std::vector<StoredExpert
       wave_(static_cast<std::size_t>(per_block)),
       predicted_(experts_.size()) {
   std::transform(experts_.begin(), experts_.end(), pieces_.begin(), count_pieces);
-  for (std::size_t e = 0; e < wave_.size(); ++e) wave_[e] = experts_[e].shape;  // of experts that never came too
+  for (std::size_t e = 0; e < wave_.size(); ++e)
+    wave_[e] = experts_[e].shape;  // of experts that never came too
   for (int i = 0; i < kReaders; ++i) readers_.emplace_back([this] { reader_main(); });
 }
 
