@@ -26,9 +26,10 @@ Result<AnonymousMemory> AnonymousMemory::map(std::size_t bytes) {
   const auto address = reinterpret_cast<std::uintptr_t>(start);
   const std::uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
   const std::uintptr_t end = begin + (bytes + 4095) / 4096 * 4096;
+  auto* first = static_cast<std::byte*>(start);
   if (begin > address) ::munmap(start, begin - address);
-  if (address + mapped > end) ::munmap(reinterpret_cast<void*>(end), address + mapped - end);
-  memory.data_ = reinterpret_cast<std::byte*>(begin);
+  if (address + mapped > end) ::munmap(first + (end - address), address + mapped - end);
+  memory.data_ = first + (begin - address);
   memory.size_ = bytes;
   advise_huge_pages(memory.data_, bytes);
   return memory;

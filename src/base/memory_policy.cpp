@@ -64,7 +64,7 @@ Status interleave_memory(std::span<const int> nodes) {
   unsigned long mask[kMostNodes / kBits] = {};
   for (const int node : nodes) mask[node / kBits] |= 1UL << (node % kBits);
   // The kernel reads one bit less than it is told.
-  if (::syscall(SYS_set_mempolicy, kInterleave, mask, static_cast<unsigned long>(kMostNodes + 1)) != 0) {
+  if (::syscall(SYS_set_mempolicy, kInterleave, mask, static_cast<unsigned long>(kMostNodes) + 1) != 0) {
     return fail(ErrorCode::io, fmt::format("cannot interleave memory over {} NUMA nodes: {}", nodes.size(),
                                            std::strerror(errno)));
   }

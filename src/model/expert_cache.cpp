@@ -208,7 +208,7 @@ std::optional<ExpertCache::Piece> ExpertCache::start_piece() {
 }
 
 Status ExpertCache::read(const Piece& piece, std::byte* slot) const {
-  const Status done = files_[piece.file].read(piece.offset, piece.bytes, slot + piece.memory);
+  Status done = files_[piece.file].read(piece.offset, piece.bytes, slot + piece.memory);
   if (done) return done;
   // The first tensor that has a byte in the piece stands for all.
   for (const FilePiece& tensor : experts_[static_cast<std::size_t>(piece.id)].pieces) {
@@ -291,11 +291,11 @@ void ExpertCache::want(std::int64_t block, std::span<const std::int32_t> indices
   const auto base = static_cast<std::int32_t>(block * per_block_);
   std::int64_t predicted = 0, right = 0;
   for (std::int32_t e = 0; e < per_block_; ++e) {
-    Entry& entry = entries_[static_cast<std::size_t>(base + e)];
+    Entry& entry = entries_[static_cast<std::size_t>(base) + static_cast<std::size_t>(e)];
     if (std::exchange(entry.soon, false)) --soon_;
     const bool wanted = uses_[static_cast<std::size_t>(e)] > 0;
-    if (predicted_[static_cast<std::size_t>(base + e)]) {
-      predicted_[static_cast<std::size_t>(base + e)] = false;
+    if (predicted_[static_cast<std::size_t>(base) + static_cast<std::size_t>(e)]) {
+      predicted_[static_cast<std::size_t>(base) + static_cast<std::size_t>(e)] = false;
       ++predicted;
       right += wanted ? 1 : 0;
     }
@@ -414,10 +414,10 @@ void ExpertCache::finish() {
 
 void ExpertCache::prefetch(std::int64_t block, std::span<const std::int32_t> experts, bool certain) {
   const std::lock_guard lock(mutex_);
-  const auto base = static_cast<std::int32_t>(block * per_block_);
+  const auto base = static_cast<std::size_t>(block * per_block_);
   const bool follow = certain || precision_ >= kWorthReading;
   for (const std::int32_t e : experts) {
-    const auto id = static_cast<std::size_t>(base + e);
+    const auto id = base + static_cast<std::size_t>(e);
     Entry& entry = entries_[id];
     if (!certain) predicted_[id] = true;
     if (!follow || soon_ >= prefetch_limit_ || entry.soon) continue;

@@ -77,6 +77,7 @@ Status read_all(std::span<const std::filesystem::path> paths, const FileLayout& 
   }
   std::vector<Status> results(ExpertCache::kReaders);
   std::vector<std::thread> readers;
+  readers.reserve(results.size());
   std::atomic<std::size_t> next{0};
   for (Status& result : results) {
     readers.emplace_back([&] {
