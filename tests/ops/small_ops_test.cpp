@@ -82,7 +82,8 @@ TEST_P(SmallOps, RmsNorm) {
 }
 
 TEST_P(SmallOps, RopeIsTheDefinitionBitForBit) {
-  for (const auto& [heads, dim, r] : {std::array<std::int64_t, 3>{64, 512, 64}, {1, 96, 32}, {3, 24, 8}}) {
+  for (const auto& shape : {std::array<std::int64_t, 3>{64, 512, 64}, {1, 96, 32}, {3, 24, 8}}) {
+    const std::int64_t heads = shape[0], dim = shape[1], r = shape[2];
     const std::int64_t tokens = 19;
     const auto x = normal(tokens * heads * dim, 3), cos = normal(tokens * r / 2, 4),
                sin = normal(tokens * r / 2, 5);
@@ -148,11 +149,14 @@ TEST_P(SmallOps, HadamardIsTheDefinitionBitForBit) {
 }
 
 TEST_P(SmallOps, Compress) {
-  for (const auto& [ratio, dim, overlap, previous] :
-       {std::tuple<std::int64_t, std::int64_t, bool, bool>{4, 512, true, true},
-        {4, 128, true, false},
-        {128, 80, false, false},
-        {8, 24, false, false}}) {
+  struct Shape {
+    std::int64_t ratio, dim;
+    bool overlap, previous;
+  };
+  for (const Shape& shape :
+       {Shape{4, 512, true, true}, {4, 128, true, false}, {128, 80, false, false}, {8, 24, false, false}}) {
+    const std::int64_t ratio = shape.ratio, dim = shape.dim;
+    const bool overlap = shape.overlap, previous = shape.previous;
     const std::int64_t blocks = 9, wide = overlap ? 2 * dim : dim,
                        tokens = (blocks + (previous ? 1 : 0)) * ratio;
     const auto values = normal(tokens * wide, 8), gates = normal(tokens * wide, 9, 4);
@@ -169,7 +173,8 @@ TEST_P(SmallOps, Compress) {
 }
 
 TEST_P(SmallOps, HyperConnections) {
-  for (const auto& [n, dim] : {std::pair<std::int64_t, std::int64_t>{4, 4096}, {4, 208}, {2, 64}, {4, 20}}) {
+  for (const auto& shape : {std::pair<std::int64_t, std::int64_t>{4, 4096}, {4, 208}, {2, 64}, {4, 20}}) {
+    const std::int64_t n = shape.first, dim = shape.second;
     const std::int64_t tokens = 9, mixes = (2 + n) * n;
     const auto streams = normal(tokens * n * dim, 10, 3), mix = normal(tokens * mixes, 11, 20),
                scale = normal(3, 12), base = normal(mixes, 13), y = normal(tokens * dim, 14);
@@ -205,7 +210,8 @@ TEST_P(SmallOps, HyperConnections) {
 
 TEST_P(SmallOps, GateChoosesAndWeighs) {
   const std::int64_t tokens = 40;
-  for (const auto& [n, k] : {std::pair<std::int64_t, std::int64_t>{256, 6}, {16, 3}, {10, 2}, {32, 32}}) {
+  for (const auto& shape : {std::pair<std::int64_t, std::int64_t>{256, 6}, {16, 3}, {10, 2}, {32, 32}}) {
+    const std::int64_t n = shape.first, k = shape.second;
     auto logits = normal(tokens * n, 15, 5);
     for (std::int64_t e = 0; e < n; ++e)
       logits[static_cast<std::size_t>(e)] = static_cast<float>(e % 3);  // ties
