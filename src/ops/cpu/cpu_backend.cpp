@@ -12,9 +12,7 @@ CpuBackend::Input CpuBackend::input(const float* x, std::int64_t stride, std::in
   Input in;
   in.rows = rows;
   if (rounding == InputRounding::int8 && is_quantised(format)) {
-    const std::int64_t blocks = rows * (dim / 32);
-    std::int32_t* offsets = grow(storage.offsets, 2 * blocks);
-    in.int8 = {grow(storage.codes, rows * dim), grow(storage.floats, blocks), offsets, offsets + blocks};
+    in.int8 = cpu::Int8Input::in(grow(storage.int8, cpu::Int8Input::bytes(rows, dim)), rows, dim);
     pool_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
       kernels_.round_input_int8(x, stride, begin, end, rows, dim, in.int8);
     });

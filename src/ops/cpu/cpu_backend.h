@@ -46,8 +46,7 @@ class CpuBackend final : public ReferenceBackend {
   struct InputStorage {
     Buffer<float> floats;
     Buffer<std::uint16_t> rounded;
-    Buffer<std::int8_t> codes;
-    Buffer<std::int32_t> offsets;
+    Buffer<std::byte> int8;
   };
   // x [rows, dim] for weights of this format; rounded if they are
   // quantised.

@@ -41,13 +41,24 @@ struct GemmArgs {
   bool accumulate = false;
 };
 
-// The input of `int8` numerics: codes [rows, dim], one scale per 1x32; how they lie is the instruction set's
-// affair.
+// The input of `int8` numerics: codes [rows, dim], one scale per 1x32, and what an unsigned weight's offset
+// adds. The four arrays are one piece of memory that begins with the codes; an instruction set may lay it out
+// in another way.
 struct Int8Input {
   std::int8_t* codes = nullptr;       // rows * dim
   float* scales = nullptr;            // rows * dim / 32
   std::int32_t* offset16 = nullptr;   // rows * dim / 32: -16 * the sum of the 32 codes
   std::int32_t* offset128 = nullptr;  // -128 * that sum
+
+  static constexpr std::int64_t bytes(std::int64_t rows, std::int64_t dim) {
+    return rows * dim + rows * (dim / 32) * 12;
+  }
+  static Int8Input in(std::byte* memory, std::int64_t rows, std::int64_t dim) {
+    const std::int64_t blocks = rows * (dim / 32);
+    auto* scales = reinterpret_cast<float*>(memory + rows * dim);
+    auto* offsets = reinterpret_cast<std::int32_t*>(scales + blocks);
+    return {reinterpret_cast<std::int8_t*>(memory), scales, offsets, offsets + blocks};
+  }
 };
 
 // A packed input is [dim / 512][rows][512] (the last block of K may be narrower), so that the tokens of a

@@ -171,13 +171,13 @@ struct Fp8Rows {
   }
 };
 
+// Read as they are: the processor's own prefetch keeps up with that, and asking ahead costs a fifth of it.
 struct Bf16Rows {
   const std::byte* bytes = nullptr;
 
   void seek(const Linear& w, std::int64_t row) { bytes = w.weight + row * w.in * 2; }
   void unpack(std::int64_t unit, __m512i* w) const {
     for (int i = 0; i < 4; ++i) w[i] = _mm512_loadu_si512(bytes + unit * kUnit * 2 + i * 64);
-    for (int i = 0; i < 4; ++i) prefetch(bytes + unit * kUnit * 2 + i * 64);
   }
 };
 

@@ -4,6 +4,10 @@
 // side is the input, the unsigned one the weight plus an offset (16 for FP4, whose doubled values reach 12,
 // 128 for int8); the offset's share, -offset * sum(x), is where the sum begins.
 //
+// The input is a record per row and block of 512 entries of K (kernels.h: kPackedDepth; the last may be
+// shorter): codes, their scales per 32, and both shares of the offsets, so that one pointer serves a token
+// and all of it is near. Records are [dim / 512][rows].
+//
 // Up to kFused tokens meet FP4 rows as they are stored: a lane is 8 entries of one row, so four lanes make a
 // block of 32, and four rows together shuffle into a vector of (block of a group, row). More tokens, and all
 // of int8 tiles, run with a row a lane: 16 rows of FP4 are transposed into a panel of the layout of
@@ -39,13 +43,23 @@ T* scratch(std::int64_t n) {
   return buffer.data();
 }
 
-// Where entry k of row `row` goes in an array of [dim / 512][rows][512 / per] for `per` entries an element.
-template <class T>
-inline T* place(T* out, std::int64_t rows, std::int64_t row, std::int64_t k, std::int64_t dim,
-                std::int64_t per) {
-  const std::int64_t block = k / kPackedDepth * kPackedDepth;
-  return out + (block * rows + row * std::min(kPackedDepth, dim - block) + (k - block)) / per;
-}
+// The record of a row for `here` entries of K from k on.
+struct Record {
+  std::int8_t* codes;  // [here]
+
+  static constexpr std::int64_t bytes(std::int64_t here) { return here + here / 32 * 12; }
+  static Record of(const Int8Input& x, std::int64_t rows, std::int64_t row, std::int64_t k,
+                   std::int64_t here) {
+    return {x.codes + bytes(k) * rows + row * bytes(here)};
+  }
+  float* scales(std::int64_t here) const { return reinterpret_cast<float*>(codes + here); }  // [here / 32]
+  std::int32_t* offset16(std::int64_t here) const {
+    return reinterpret_cast<std::int32_t*>(codes + here + here / 32 * 4);
+  }
+  std::int32_t* offset128(std::int64_t here) const {
+    return reinterpret_cast<std::int32_t*>(codes + here + here / 32 * 8);
+  }
+};
 
 }  // namespace
 }  // namespace hadal::cpu::avx512vnni
@@ -93,14 +107,16 @@ void round_input_int8(const float* x, std::int64_t x_stride, std::int64_t row_be
       const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)),
                     qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
       const std::int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
-      std::int8_t* codes = place(out.codes, rows, row, k / kGroup * kGroup, dim, 1) + k % kGroup / 2;
+      const std::int64_t block = k / kPackedDepth * kPackedDepth, here = std::min(kPackedDepth, dim - block);
+      const Record record = Record::of(out, rows, row, block, here);
+      std::int8_t* codes = record.codes + (k - block) / kGroup * kGroup + k % kGroup / 2;
       _mm_storeu_si128(reinterpret_cast<__m128i*>(codes),
                        _mm512_cvtepi32_epi8(_mm512_permutex2var_epi32(qa, even_first, qb)));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + 64),
                        _mm512_cvtepi32_epi8(_mm512_permutex2var_epi32(qa, odd_first, qb)));
-      *place(out.scales, rows, row, k, dim, 32) = something ? amax / 127 : 0;
-      *place(out.offset16, rows, row, k, dim, 32) = -16 * sum;
-      *place(out.offset128, rows, row, k, dim, 32) = -128 * sum;
+      record.scales(here)[(k - block) / 32] = something ? amax / 127 : 0;
+      record.offset16(here)[(k - block) / 32] = -16 * sum;
+      record.offset128(here)[(k - block) / 32] = -128 * sum;
     }
   }
 }
@@ -144,10 +160,10 @@ inline void multiply_fused(const GemmArgs& p) {
       const std::int32_t* offset[T];
       const float* x_scale[T];
       for (int t = 0; t < T; ++t) {
-        const std::int64_t first = k * p.packed_rows + x_row[t] * here;
-        x[t] = p.int8->codes + first;
-        offset[t] = p.int8->offset16 + first / 32;
-        x_scale[t] = p.int8->scales + first / 32;
+        const Record record = Record::of(*p.int8, p.packed_rows, x_row[t], k, here);
+        x[t] = record.codes;
+        offset[t] = record.offset16(here);
+        x_scale[t] = record.scales(here);
       }
       // A lane is 8 entries of a row, four lanes a block of 32.
       __m512i dots[4][4][T];  // [group][row][t]
@@ -155,7 +171,9 @@ inline void multiply_fused(const GemmArgs& p) {
         const std::byte* from = bytes[r] + k / 2;
         for (std::int64_t g = 0; g < groups; ++g) {
           const __m512i codes = _mm512_loadu_si512(from + g * 64);
-          _mm_prefetch(reinterpret_cast<const char*>(from + g * 64) + kAhead, _MM_HINT_T0);
+          // Four rows on. Four streams are more than the processor follows by itself, and into the second
+          // level only: the first has too few places for lines under way.
+          _mm_prefetch(reinterpret_cast<const char*>(from + g * 64) + 2 * w.in, _MM_HINT_T1);
           const __m512i even = offset_values(codes), odd = offset_values(high_nibbles(codes));
           for (int t = 0; t < T; ++t) {
             const std::int8_t* in = x[t] + g * kGroup;
@@ -226,9 +244,9 @@ inline void transpose(__m512i* v) {
 
 // Where a tile's codes and scales are: FP4 transposed into a panel, or int8 as packed.
 struct Fp4Tile {
-  const std::uint8_t* codes;  // [blocks of K][512]
-  const float* scale_rows;    // [blocks of K][16]
-  static const std::int32_t* offsets(const Int8Input& x) { return x.offset16; }
+  const std::uint8_t* codes;                     // [blocks of K][512]
+  const float* scale_rows;                       // [blocks of K][16]
+  static constexpr std::int64_t kOffsetsAt = 4;  // bytes behind the codes, per 32 entries
   const std::uint8_t* block(std::int64_t k, std::int64_t /*groups*/, std::int64_t at) const {
     return codes + (k / 32 + at) * 512;
   }
@@ -238,7 +256,7 @@ struct Fp4Tile {
 };
 struct Int8Tile {
   const std::byte* bytes;
-  static const std::int32_t* offsets(const Int8Input& x) { return x.offset128; }
+  static constexpr std::int64_t kOffsetsAt = 8;
   const std::uint8_t* block(std::int64_t k, std::int64_t /*groups*/, std::int64_t at) const {
     return reinterpret_cast<const std::uint8_t*>(bytes + Int8Tiles::bytes(k) + at * Int8Tiles::kCodeBytes);
   }
@@ -250,106 +268,126 @@ struct Int8Tile {
   }
 };
 
-inline std::int32_t four_bytes(const std::int8_t* p) {
-  std::int32_t v;
-  std::memcpy(&v, p, 4);
-  return v;
+// sum[lane] += w's four bytes of the lane . the four bytes at x. GCC 12 loads a broadcast by an instruction
+// of its own, where the operand could do it, and the loads, of which there are about as many as
+// multiplications, then take a tenth of the time.
+inline __m512i dpbusd_broadcast(__m512i sum, __m512i w, const std::int8_t* x) {
+#if defined(__clang__)
+  std::int32_t four;
+  std::memcpy(&four, x, 4);
+  return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
+#else
+  typedef std::int32_t Four __attribute__((may_alias, aligned(1)));
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const Four*>(x)));
+  return sum;
+#endif
+}
+inline __m512i broadcast_int(const std::int8_t* at) {
+  std::int32_t value;
+  std::memcpy(&value, at, 4);
+  return _mm512_set1_epi32(value);
+}
+inline __m512 broadcast_float(const std::int8_t* at) {
+  float value;
+  std::memcpy(&value, at, 4);
+  return _mm512_set1_ps(value);
 }
 
-// Rows [row, row + rows) of T tokens from a tile of 16 rows, of which they begin at `lane`.
+// T tokens against one chain of a tile's block of K: `here` entries from k on, whose records x are.
 template <class Tile, int T>
-inline void multiply_tile(const GemmArgs& p, const Tile& tile, std::int64_t row, std::int64_t rows,
-                          std::int64_t lane, std::int64_t first_token) {
+inline void multiply_chain(const Tile& tile, std::int64_t k, std::int64_t here, std::int64_t chain,
+                           const std::int8_t* const* x, float* sums) {
+  const std::int64_t groups = here / kGroup;
+  const std::int64_t scales_at = here, offsets_at = here + here / 32 * Tile::kOffsetsAt;
+  __m512 sum[T];
+  for (int t = 0; t < T; ++t) sum[t] = _mm512_load_ps(sums + t * 16);
+  for (std::int64_t group = 0; group < groups; ++group) {
+    const std::int64_t at = chain * groups + group, block = group * 4 + chain;
+    const std::uint8_t* codes = tile.block(k, groups, at);
+    const __m512 scale = tile.scale(k, groups, at);
+    __m512i w[8];
+    for (int i = 0; i < 8; ++i) w[i] = _mm512_loadu_si512(codes + i * 64);
+    if constexpr (T <= 2) {
+      for (int i = 0; i < 8; ++i)
+        _mm_prefetch(reinterpret_cast<const char*>(codes) + kAhead + i * 64, _MM_HINT_T0);
+    }
+#pragma GCC unroll 12
+    for (int t = 0; t < T; ++t) {
+      const std::int8_t* in = x[t] + group * kGroup + chain * 16;
+      __m512i dot = broadcast_int(x[t] + offsets_at + block * 4);
+      for (int i = 0; i < 4; ++i) dot = dpbusd_broadcast(dot, w[i], in + 4 * i);
+      for (int i = 0; i < 4; ++i) dot = dpbusd_broadcast(dot, w[4 + i], in + 64 + 4 * i);
+      const __m512 both = _mm512_mul_ps(scale, broadcast_float(x[t] + scales_at + block * 4));
+      sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), both, sum[t]);
+    }
+  }
+  for (int t = 0; t < T; ++t) _mm512_store_ps(sums + t * 16, sum[t]);
+}
+
+// Rows [row_begin, row_end), which lie in n_tiles tiles, of T tokens. A block of K of the tokens stays in the
+// first-level cache while all tiles pass.
+template <class Tile, int T>
+inline void multiply_tiles(const GemmArgs& p, const Tile* tile, std::int64_t n_tiles, std::int64_t row_begin,
+                           std::int64_t row_end, std::int64_t first_token) {
   const std::int64_t depth = p.weight->in;
-  alignas(64) float chains[4][T][16] = {};
+  alignas(64) float sums[kPanelTiles][4][T][16];
+  std::memset(sums, 0, static_cast<std::size_t>(n_tiles) * sizeof(sums[0]));
   std::int64_t x_row[T];
   for (int t = 0; t < T; ++t) x_row[t] = input_row(p, first_token + t);
   for (std::int64_t k = 0; k < depth; k += kPackedDepth) {
-    const std::int64_t here = std::min(kPackedDepth, depth - k), groups = here / kGroup;
+    const std::int64_t here = std::min(kPackedDepth, depth - k);
     const std::int8_t* x[T];
-    const std::int32_t* offset[T];
-    const float* x_scale[T];
-    for (int t = 0; t < T; ++t) {
-      const std::int64_t at = k * p.packed_rows + x_row[t] * here;
-      x[t] = p.int8->codes + at;
-      offset[t] = Tile::offsets(*p.int8) + at / 32;
-      x_scale[t] = p.int8->scales + at / 32;
-    }
-    for (std::int64_t chain = 0; chain < 4; ++chain) {
-      __m512 sum[T];
-      for (int t = 0; t < T; ++t) sum[t] = _mm512_load_ps(chains[chain][t]);
-      for (std::int64_t group = 0; group < groups; ++group) {
-        const std::int64_t at = chain * groups + group, block = group * 4 + chain;
-        const std::uint8_t* codes = tile.block(k, groups, at);
-        const __m512 scale = tile.scale(k, groups, at);
-        __m512i w[8];
-        for (int i = 0; i < 8; ++i) w[i] = _mm512_loadu_si512(codes + i * 64);
-        if constexpr (T <= 2) {
-          for (int i = 0; i < 8; ++i)
-            _mm_prefetch(reinterpret_cast<const char*>(codes) + kAhead + i * 64, _MM_HINT_T0);
-        }
-#pragma GCC unroll 12
-        for (int t = 0; t < T; ++t) {
-          const std::int8_t* in = x[t] + group * kGroup + chain * 16;
-          __m512i dot = _mm512_set1_epi32(offset[t][block]);
-          for (int i = 0; i < 4; ++i)
-            dot = _mm512_dpbusd_epi32(dot, w[i], _mm512_set1_epi32(four_bytes(in + 4 * i)));
-          for (int i = 0; i < 4; ++i)
-            dot = _mm512_dpbusd_epi32(dot, w[4 + i], _mm512_set1_epi32(four_bytes(in + 64 + 4 * i)));
-          sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
-                                   _mm512_mul_ps(scale, _mm512_set1_ps(x_scale[t][block])), sum[t]);
-        }
-      }
-      for (int t = 0; t < T; ++t) _mm512_store_ps(chains[chain][t], sum[t]);
+    for (int t = 0; t < T; ++t) x[t] = Record::of(*p.int8, p.packed_rows, x_row[t], k, here).codes;
+    for (std::int64_t n = 0; n < n_tiles; ++n) {
+      for (std::int64_t chain = 0; chain < 4; ++chain)
+        multiply_chain<Tile, T>(tile[n], k, here, chain, x, &sums[n][chain][0][0]);
     }
   }
-  const auto mask = static_cast<__mmask16>((1U << rows) - 1);
-  const __m512i lanes =
-      _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                       _mm512_set1_epi32(static_cast<int>(lane)));
-  for (int t = 0; t < T; ++t) {
-    __m512 sum = _mm512_add_ps(_mm512_add_ps(_mm512_load_ps(chains[0][t]), _mm512_load_ps(chains[2][t])),
-                               _mm512_add_ps(_mm512_load_ps(chains[1][t]), _mm512_load_ps(chains[3][t])));
-    sum = _mm512_permutexvar_ps(lanes, sum);
-    float* y = output(p, first_token + t) + row;
-    if (p.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
-    _mm512_mask_storeu_ps(y, mask, sum);
+  std::int64_t row = row_begin;
+  for (std::int64_t n = 0; n < n_tiles; ++n) {
+    const std::int64_t lane = row % Int8Tiles::kRows, end = std::min(row_end, row - lane + Int8Tiles::kRows);
+    const auto mask = static_cast<__mmask16>((1U << (end - row)) - 1);
+    const __m512i lanes =
+        _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                         _mm512_set1_epi32(static_cast<int>(lane)));
+    for (int t = 0; t < T; ++t) {
+      __m512 sum = _mm512_add_ps(_mm512_add_ps(_mm512_load_ps(sums[n][0][t]), _mm512_load_ps(sums[n][2][t])),
+                                 _mm512_add_ps(_mm512_load_ps(sums[n][1][t]), _mm512_load_ps(sums[n][3][t])));
+      sum = _mm512_permutexvar_ps(lanes, sum);
+      float* y = output(p, first_token + t) + row;
+      if (p.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
+      _mm512_mask_storeu_ps(y, mask, sum);
+    }
+    row = end;
   }
 }
 
-// The tokens meet all tiles of a panel before the next tokens are fetched.
 template <class Tile>
 inline void multiply_panel(const GemmArgs& p, const Tile* tile, std::int64_t n_tiles, std::int64_t row_begin,
                            std::int64_t row_end) {
   const std::int64_t parts = (p.n_tokens + kTokens - 1) / kTokens;
   for (std::int64_t i = 0, t = 0; i < parts; ++i) {
     const std::int64_t next = (i + 1) * p.n_tokens / parts;
-    std::int64_t row = row_begin;
-    for (std::int64_t n = 0; n < n_tiles; ++n) {
-      const std::int64_t lane = row % Int8Tiles::kRows;
-      const std::int64_t end = std::min(row_end, row - lane + Int8Tiles::kRows), rows = end - row;
-      switch (next - t) {
-#define HADAL_TOKENS(n_tokens)                                     \
-  case n_tokens:                                                   \
-    multiply_tile<Tile, n_tokens>(p, tile[n], row, rows, lane, t); \
+    switch (next - t) {
+#define HADAL_TOKENS(n_tokens)                                               \
+  case n_tokens:                                                             \
+    multiply_tiles<Tile, n_tokens>(p, tile, n_tiles, row_begin, row_end, t); \
     break;
-        HADAL_TOKENS(1)
-        HADAL_TOKENS(2)
-        HADAL_TOKENS(3)
-        HADAL_TOKENS(4)
-        HADAL_TOKENS(5)
-        HADAL_TOKENS(6)
-        HADAL_TOKENS(7)
-        HADAL_TOKENS(8)
-        HADAL_TOKENS(9)
-        HADAL_TOKENS(10)
-        HADAL_TOKENS(11)
-        HADAL_TOKENS(12)
+      HADAL_TOKENS(1)
+      HADAL_TOKENS(2)
+      HADAL_TOKENS(3)
+      HADAL_TOKENS(4)
+      HADAL_TOKENS(5)
+      HADAL_TOKENS(6)
+      HADAL_TOKENS(7)
+      HADAL_TOKENS(8)
+      HADAL_TOKENS(9)
+      HADAL_TOKENS(10)
+      HADAL_TOKENS(11)
+      HADAL_TOKENS(12)
 #undef HADAL_TOKENS
-        default:
-          break;
-      }
-      row = end;
+      default:
+        break;
     }
     t = next;
   }
@@ -429,10 +467,12 @@ void gemm_int8(const GemmArgs& p) {
     }
     return;
   }
+  // Few tokens wait for memory, which likes one linear stream: tile after tile.
+  const std::int64_t at_once = p.n_tokens <= kFused ? 1 : kPanelTiles;
   for (std::int64_t row = p.row_begin; row < p.row_end;) {
     Int8Tile tile[kPanelTiles];
     std::int64_t n_tiles = 0, end = row;
-    for (; n_tiles < kPanelTiles && end < p.row_end; ++n_tiles) {
+    for (; n_tiles < at_once && end < p.row_end; ++n_tiles) {
       tile[n_tiles] = {p.int8_tiles + end / 16 * Int8Tiles::bytes(w.in)};
       end = std::min(p.row_end, end - end % 16 + 16);
     }
