@@ -74,7 +74,8 @@ void CpuBackend::experts(const ExpertsParams& p) {
     const Input routed_input = input(rows, dim, count, dim, routed_format, p.rounding, storage);
     const bool same =
         shared_format == routed_format ||
-        (routed_input.x == nullptr && routed_input.split == nullptr && is_quantised(shared_format));
+        (routed_input.x == nullptr && routed_input.split == nullptr && routed_input.e4m3.values == nullptr &&
+         is_quantised(shared_format));
     return std::pair(
         routed_input,
         same ? routed_input : input(rows, dim, count, dim, shared_format, p.rounding, shared_storage));

@@ -15,36 +15,8 @@ HADAL_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
 namespace hadal::cpu::avx512vnni {
 namespace {
 
-struct Vec {
-  __m512 v;
-};
-inline Vec zero() {
-  return {_mm512_setzero_ps()};
-}
-inline Vec set1(float x) {
-  return {_mm512_set1_ps(x)};
-}
-inline Vec load(const float* p) {
-  return {_mm512_loadu_ps(p)};
-}
-inline void store(float* p, Vec a) {
-  _mm512_storeu_ps(p, a.v);
-}
-inline Vec mul(Vec a, Vec b) {
-  return {_mm512_mul_ps(a.v, b.v)};
-}
-inline Vec fma(Vec a, Vec b, Vec c) {
-  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
-}
+#include "ops/cpu/avx512_vectors.inc"
 
-using Ints = __m512i;
-constexpr std::int64_t kTilesAtOnce = 4;
-inline Ints ints(std::int32_t i) {
-  return _mm512_set1_epi32(i);
-}
-inline Ints load_ints(const void* p) {
-  return _mm512_loadu_si512(p);
-}
 // By hand, because of _mm512_dpbusd_epi32 g++ 12 makes a copy of the sum and reads its operands from memory
 // again for every use: one load per product, where the first-level cache has one per cycle.
 inline Ints dot4(Ints sum, Ints a, Ints b) {
@@ -54,7 +26,7 @@ inline Ints dot4(Ints sum, Ints a, Ints b) {
 inline Ints dot8(Ints sum, Ints a0, Ints b0, Ints a1, Ints b1) {
   return dot4(dot4(sum, a0, b0), a1, b1);
 }
-#include "ops/cpu/index_avx512.inc"
+
 #include "ops/cpu/index_tiles.inc"
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "ops/attention_rows.h"
 #include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/scratch.h"
 #include "ops/cpu/target.h"
 #include "ops/ref/ref.h"
 #include "tensor/codec.h"
