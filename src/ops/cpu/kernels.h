@@ -49,12 +49,13 @@ struct GemmArgs {
   }
 };
 
-// The input of `official` numerics for sets that multiply in float32 (gemm_e4m3.inc), packed; rows * dim is n.
+// The input of `official` numerics for sets that multiply in float32 (gemm_e4m3.inc).
 struct E4m3Input {
-  float* values = nullptr;        // n; with FP4 weights only for more rows than meet the weights as they are stored
-  float* scales = nullptr;        // with FP4 weights: n / 128, what an integer product counts
-  std::int8_t* digits = nullptr;  // 3 n: of the inputs as integers
-  std::int32_t* start = nullptr;  // n / 8: what their integer sums begin at
+  float* values = nullptr;  // rows * dim, packed
+  // With FP4 weights also the inputs as integers of three digits:
+  float* scales = nullptr;        // [rows, dim / 128]: what a product of them counts
+  std::int8_t* digits = nullptr;  // [rows, dim / 128, 3, 128]
+  std::int32_t* start = nullptr;  // [rows, dim / 128, 16]: what their sums begin at
 };
 
 // The input of `int8` numerics: codes [rows, dim], one scale per 1x32; how they lie is the instruction set's

@@ -188,6 +188,7 @@ constexpr std::int64_t kRegLanes = 16;
 inline Reg load_reg(const float* p) {
   return load(p);
 }
+inline void keep(Reg& /*r*/) {}
 constexpr int kTileRows = 1, kTileTokens = 1;
 constexpr int kVectors = 8;  // that the registers hold
 
