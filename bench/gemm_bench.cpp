@@ -1,8 +1,8 @@
 // Linears at V4-Flash's shapes, over weights that no cache holds: one token (bandwidth), a few, many
 // (arithmetic).
 //   gemm_bench --benchmark_filter=fp4
-// of_read, of_f32, of_bf16 and of_int8 are fractions of what this machine does in the same run: a linear read with all
-// threads, and multiply-adds or dot products in registers.
+// of_read, of_f32, of_bf16 and of_int8 are fractions of what this machine does in the same run: a linear read
+// with all threads, and multiply-adds or dot products in registers.
 #include <cstdlib>
 #include <map>
 #include <memory>

@@ -133,8 +133,8 @@ struct Kernels {
   void (*gate)(const GateParams& p, std::int64_t token_begin, std::int64_t token_end);
 };
 
-// The table for `isa` ("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"), or the best that
-// this machine runs if it is empty.
+// The table for `isa` ("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "neon_dotprod", "neon",
+// "scalar"), or the best that this machine runs if it is empty.
 Result<const Kernels*> choose_kernels(std::string_view isa);
 
 namespace avx512bf16 {
@@ -142,16 +142,18 @@ const Kernels& kernels();
 bool supported();
 }  // namespace avx512bf16
 namespace avx512vnni {
-void use_index_kernels(Kernels& table);
+const Kernels& kernels();
+void install(Kernels& table);  // the integer linears, into another set's table
+bool supported();
 }  // namespace avx512vnni
 namespace avx512 {
 const Kernels& kernels();
 bool supported();
 }  // namespace avx512
-namespace avx512vnni {
-void install(Kernels& table);  // the integer linears, into another set's table
+namespace avx2vnni {
+const Kernels& kernels();
 bool supported();
-}  // namespace avx512vnni
+}  // namespace avx2vnni
 namespace avx2 {
 const Kernels& kernels();
 void use_int8_kernels(Kernels& table);

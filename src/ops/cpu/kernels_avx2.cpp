@@ -1,4 +1,4 @@
-// AVX2 with FMA and F16C: a vector is two registers.
+// AVX2 with FMA and F16C.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -35,9 +35,20 @@ inline Ints dot8(Ints sum, Ints a0, Ints b0, Ints a1, Ints b1) {
   return {dot8_half(sum.lo, a0.lo, b0.lo, a1.lo, b1.lo), dot8_half(sum.hi, a0.hi, b0.hi, a1.hi, b1.hi)};
 }
 
+// The sign of a moves to b, so that two products stay within 2 * 127^2 in 16 bits.
+inline __m256i tile_dot_half(__m256i sum, __m256i a, __m256i b) {
+  const __m256i codes = _mm256_xor_si256(a, _mm256_set1_epi8(-128));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(b, codes));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+constexpr bool kTileOffset = false;
+inline Ints tile_dot(Ints sum, Ints a, Ints b) {
+  return {tile_dot_half(sum.lo, a.lo, b.lo), tile_dot_half(sum.hi, a.hi, b.hi)};
+}
+
 // clang-format off
 #include "ops/cpu/kernels.inc"
-#include "ops/cpu/int8_avx2.inc"
+#include "ops/cpu/int8_bytes.inc"
 // clang-format on
 
 }  // namespace

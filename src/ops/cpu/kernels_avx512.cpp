@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, VL, DQ): a vector is one register.
+// AVX-512 (F, BW, VL, DQ). The int8 linears are those of AVX2.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -40,7 +40,6 @@ const Kernels& kernels() {
   static const Kernels kTable = [] {
     Kernels table = kernel_table("avx512");
     avx2::use_int8_kernels(table);
-    if (avx512vnni::supported()) avx512vnni::install(table);
     return table;
   }();
   return kTable;

@@ -163,13 +163,14 @@ inline Ints byte_of(const Ints& a, int i) {
   for (std::size_t j = 0; j < 16; ++j) out.v[j] = a.v[j] >> (8 * i) & 255;
   return out;
 }
+template <int kOffset>
 inline void offset_nibbles(const std::byte* from, Ints& low, Ints& high) {
-  constexpr std::uint8_t kTable[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+  constexpr int kDoubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
   std::array<std::uint8_t, 64> bytes[2];
   for (std::size_t i = 0; i < 64; ++i) {
     const auto pair = std::to_integer<std::uint8_t>(from[i]);
-    bytes[0][i] = kTable[pair & 15];
-    bytes[1][i] = kTable[pair >> 4];
+    bytes[0][i] = static_cast<std::uint8_t>(kOffset + kDoubled[pair & 15]);
+    bytes[1][i] = static_cast<std::uint8_t>(kOffset + kDoubled[pair >> 4]);
   }
   low = load_ints(bytes[0].data());
   high = load_ints(bytes[1].data());
@@ -178,7 +179,9 @@ inline Vec spread4(const float* p) {
   return map([&](std::size_t i) { return p[i / 4]; });
 }
 inline void load_e4m3_pairs(const std::byte* p, Vec& even, Vec& odd) {
-  const auto value = [&](std::size_t i) { return 0x1p-8F * e4m3_to_f32(std::to_integer<std::uint8_t>(p[i])); };
+  const auto value = [&](std::size_t i) {
+    return 0x1p-8F * e4m3_to_f32(std::to_integer<std::uint8_t>(p[i]));
+  };
   even = map([&](std::size_t i) { return value(2 * i); });
   odd = map([&](std::size_t i) { return value(2 * i + 1); });
 }
