@@ -1,8 +1,8 @@
 // Linears at V4-Flash's shapes, over weights that no cache holds: one token (bandwidth), a few, many
 // (arithmetic).
 //   gemm_bench --benchmark_filter=fp4
-// of_read and of_peak are fractions of what this machine does in the same run: a linear read with all
-// threads, and its BF16 (official) or int8 dot products in registers.
+// of_read, of_f32, of_bf16 and of_int8 are fractions of what this machine does in the same run: a linear read
+// with all threads, and multiply-adds or dot products in registers.
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -102,7 +102,12 @@ void linear(benchmark::State& state, Linear::Format format, InputRounding roundi
   if (reads > 0)
     state.counters["of_read"] =
         Counter(bytes / 1e9 / (read / static_cast<double>(reads)), Counter::kIsIterationInvariantRate);
-  state.counters["of_bf16"] = Counter(flops / m.peaks.bf16_gflops, Counter::kIsIterationInvariantRate);
+  const auto of_peak = [&](const char* name, double peak) {
+    if (peak > 0) state.counters[name] = Counter(flops / peak, Counter::kIsIterationInvariantRate);
+  };
+  of_peak("of_f32", m.peaks.f32_gflops);
+  of_peak("of_bf16", m.peaks.bf16_gflops);
+  of_peak("of_int8", m.peaks.int8_gops);
 }
 
 #define LINEAR(name, format, rounding, out, in)                                             \

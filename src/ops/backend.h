@@ -72,8 +72,8 @@ class Backend {
 };
 
 // "ref": the plain reference. "cpu": the kernels of the best instruction set that this machine has, or of
-// `isa` ("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar") when it is not empty. Errors:
-// unsupported, naming what there is. The pool must outlive the backend.
+// `isa` ("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "neon_dotprod", "neon", "scalar") when it
+// is not empty. Errors: unsupported, naming what there is. The pool must outlive the backend.
 Result<std::unique_ptr<Backend>> make_backend(std::string_view name, std::string_view isa, ThreadPool& pool);
 
 }  // namespace hadal

@@ -107,7 +107,8 @@ TEST_P(DecodeAllocations, OnSeveralThreadsOnlyTheFirstTouchOfAThreadsScratch) {
   EXPECT_LE(std::accumulate(steps.begin(), steps.end(), std::int64_t{0}), 16);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, DecodeAllocations, testing::Values("avx512bf16", "avx512", "avx2", "scalar"),
+INSTANTIATE_TEST_SUITE_P(Isa, DecodeAllocations,
+                         testing::Values("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace

@@ -231,7 +231,8 @@ std::string test_name(const testing::TestParamInfo<GoldenTest::ParamType>& test)
 }
 
 const auto kBackends = testing::Values(BackendChoice{"ref", ""}, BackendChoice{"cpu", "avx512bf16"},
-                                       BackendChoice{"cpu", "avx512"}, BackendChoice{"cpu", "avx2"},
+                                       BackendChoice{"cpu", "avx512vnni"}, BackendChoice{"cpu", "avx512"},
+                                       BackendChoice{"cpu", "avx2vnni"}, BackendChoice{"cpu", "avx2"},
                                        BackendChoice{"cpu", "scalar"});
 const auto kT1 = testing::Values(GoldenCase{"t1-m2", "t1-m2", Numerics::exact},
                                  GoldenCase{"t1-m2", "t1-m2", Numerics::qsim},

@@ -134,6 +134,54 @@ TEST_P(BackendTest, Int8HasTheSameBitsInEverySet) {
   }
 }
 
+// Sets without BF16 dot products sum in one order (gemm_e4m3.inc).
+TEST_P(BackendTest, OfficialHasTheSameBitsInEverySetThatSumsInFloat32) {
+  if (GetParam() == std::string("avx512bf16")) GTEST_SKIP() << "sums as vdpbf16ps does";
+  const auto plain = std::move(*make_backend("cpu", "scalar", pool_));
+  for (const auto format : {Linear::Format::fp8, Linear::Format::fp4}) {
+    for (const std::int64_t in : {128, 640, 1152}) {
+      for (const std::int64_t n : {1, 3, 11}) {
+        const std::int64_t out = 67;
+        Matrix w(format, out, in, 7);
+        w.scale[0] = 3;  // as good as zero
+        const auto x = normal(static_cast<std::size_t>(n * in), 11);
+        const auto run = [&](Backend& backend) {
+          std::vector<float> y(static_cast<std::size_t>(n * out));
+          backend.run(LinearParams{n, x.data(), &w.linear, 1, InputRounding::e4m3, y.data()});
+          return y;
+        };
+        EXPECT_EQ(run(*backend_), run(*plain)) << in << " " << n;
+      }
+    }
+  }
+}
+
+// Eight products of FP4 have 25 bits when all are near the largest and one is near the smallest. Few tokens
+// and many round them alike; and an input that is no number leaves none.
+TEST_P(BackendTest, OfficialFp4RoundsTheLongestSumsOnce) {
+  const std::int64_t out = 33, in = 256, n = 9;
+  Matrix w(Linear::Format::fp4, out, in, 7);
+  std::mt19937 generator(3);
+  for (std::byte& pair : w.weight)
+    pair = generator() % 5 == 0 ? std::byte{0x17} : std::byte{0x77};  // 6, .5; 6, 6
+  std::vector<float> x(static_cast<std::size_t>(n * in), 448);
+  for (float& v : x) {
+    if (generator() % 8 == 0) v = std::ldexp(static_cast<float>(generator() % 16), -9);
+  }
+  std::vector<float> many(static_cast<std::size_t>(n * out)), expected(many.size()),
+      one(static_cast<std::size_t>(out));
+  ref::linear({n, x.data(), &w.linear, 1, InputRounding::e4m3, expected.data()}, pool_);
+  backend_->run(LinearParams{n, x.data(), &w.linear, 1, InputRounding::e4m3, many.data()});
+  EXPECT_LT(relative_error(many, expected), 3e-7F);
+  for (std::int64_t t = 0; t < n; ++t) {
+    other_->run(LinearParams{1, x.data() + t * in, &w.linear, 1, InputRounding::e4m3, one.data()});
+    ASSERT_EQ(std::memcmp(one.data(), many.data() + t * out, one.size() * 4), 0) << t;
+  }
+  x[5] = std::nanf("");
+  backend_->run(LinearParams{1, x.data(), &w.linear, 1, InputRounding::e4m3, one.data()});
+  for (const float y : one) EXPECT_TRUE(std::isnan(y));
+}
+
 TEST_P(BackendTest, OddDepthFallsBackToReference) {
   const Matrix w(Linear::Format::f32, 5, 40, 3);
   const auto x = normal(3 * 40, 4);
@@ -206,7 +254,8 @@ TEST_P(BackendTest, ExpertsMatchReferenceAndThemselves) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, BackendTest,
-                         testing::Values("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"),
+                         testing::Values("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2",
+                                         "neon_dotprod", "neon", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 
 TEST(MakeBackend, NamesWhatThereIs) {

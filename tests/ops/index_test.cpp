@@ -235,7 +235,8 @@ TEST_P(IndexTest, BrokenNumbersStillGiveOneAnswer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, IndexTest,
-                         testing::Values("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"),
+                         testing::Values("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2",
+                                         "neon_dotprod", "neon", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 
 TEST(IndexReference, Fp4ScoresAreTheProductsSum) {

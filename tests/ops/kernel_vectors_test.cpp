@@ -99,8 +99,9 @@ TEST_F(KernelVectors, QuantisedGemms) {
     const auto x = floats(name + ".x");
     const auto exact = floats(name + ".y64");
     for (const auto& [backend_name, isa] :
-         {std::pair{"ref", ""}, std::pair{"cpu", "avx512bf16"}, std::pair{"cpu", "avx512"},
-          std::pair{"cpu", "avx2"}, std::pair{"cpu", "scalar"}}) {
+         {std::pair{"ref", ""}, std::pair{"cpu", "avx512bf16"}, std::pair{"cpu", "avx512vnni"},
+          std::pair{"cpu", "avx512"}, std::pair{"cpu", "avx2vnni"}, std::pair{"cpu", "avx2"},
+          std::pair{"cpu", "scalar"}}) {
       const auto backend = make_backend(backend_name, isa, pool_);
       if (!backend) continue;  // not on this machine
       std::vector<float> y(exact.size());
@@ -157,8 +158,9 @@ TEST_F(KernelVectors, SparseAttention) {
     visible.push_back(n);
   }
   for (const auto& [name, isa] :
-       {std::pair{"ref", ""}, std::pair{"cpu", "avx512bf16"}, std::pair{"cpu", "avx512"},
-        std::pair{"cpu", "avx2"}, std::pair{"cpu", "scalar"}}) {
+       {std::pair{"ref", ""}, std::pair{"cpu", "avx512bf16"}, std::pair{"cpu", "avx512vnni"},
+        std::pair{"cpu", "avx512"}, std::pair{"cpu", "avx2vnni"}, std::pair{"cpu", "avx2"},
+        std::pair{"cpu", "scalar"}}) {
     const auto backend = make_backend(name, isa, pool_);
     if (!backend) continue;
     std::vector<float> out(q.size());

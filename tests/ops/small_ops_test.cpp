@@ -245,7 +245,8 @@ TEST_P(SmallOps, GateChoosesAndWeighs) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, SmallOps,
-                         testing::Values("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"),
+                         testing::Values("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2",
+                                         "neon_dotprod", "neon", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 
 TEST(Profile, CountsCallsTimeAndWork) {

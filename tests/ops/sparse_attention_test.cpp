@@ -167,7 +167,8 @@ TEST_P(SparseAttentionTest, AnyBatchAndAnyFormatGiveTheSameBits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, SparseAttentionTest,
-                         testing::Values("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"),
+                         testing::Values("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2",
+                                         "neon_dotprod", "neon", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace

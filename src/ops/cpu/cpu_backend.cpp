@@ -36,14 +36,17 @@ CpuBackend::Input CpuBackend::input(const float* x, std::int64_t stride, std::in
     in.split = to;
     return in;
   }
+  if (rounded) {
+    const std::int64_t n = rows * dim;
+    float* floats = grow(storage.floats, n + n / 128);
+    in.e4m3 = {floats, floats + n, grow(storage.codes, 3 * n), grow(storage.offsets, n / 8)};
+    pool_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.round_input_e4m3(x, stride, begin, end, rows, dim, format, in.e4m3);
+    });
+    return in;
+  }
   in.x = x;
   in.stride = stride;
-  if (!rounded) return in;
-  float* floats = grow(storage.floats, rows * dim);
-  for (std::int64_t r = 0; r < rows; ++r) std::copy_n(x + r * stride, dim, floats + r * dim);
-  ref::quantise({QuantiseParams::Format::e4m3_128, rows, dim, dim, floats}, pool_);
-  in.x = floats;
-  in.stride = dim;
   return in;
 }
 
@@ -70,6 +73,7 @@ void CpuBackend::multiply(const Linear& w, std::int64_t begin, std::int64_t end,
                      .x_stride = in.stride,
                      .rounded = in.rounded,
                      .split = in.split,
+                     .e4m3 = in.e4m3.values != nullptr ? &in.e4m3 : nullptr,
                      .int8 = nullptr,
                      .int8_tiles = nullptr,
                      .packed_rows = in.rows,

@@ -40,6 +40,7 @@ class CpuBackend final : public ReferenceBackend {
     std::int64_t stride = 0;
     const std::uint16_t* rounded = nullptr;
     const float* split = nullptr;
+    cpu::E4m3Input e4m3;
     cpu::Int8Input int8;
     std::int64_t rows = 0;
   };

@@ -72,9 +72,9 @@ void CpuBackend::experts(const ExpertsParams& p) {
   const auto inputs = [&](const float* rows, std::int64_t count, std::int64_t dim, InputStorage& storage,
                           InputStorage& shared_storage) {
     const Input routed_input = input(rows, dim, count, dim, routed_format, p.rounding, storage);
-    const bool same =
-        shared_format == routed_format ||
-        (routed_input.x == nullptr && routed_input.split == nullptr && is_quantised(shared_format));
+    const bool same = shared_format == routed_format ||
+                      (routed_input.x == nullptr && routed_input.split == nullptr &&
+                       routed_input.e4m3.values == nullptr && is_quantised(shared_format));
     return std::pair(
         routed_input,
         same ? routed_input : input(rows, dim, count, dim, shared_format, p.rounding, shared_storage));

@@ -8,12 +8,23 @@ namespace hadal::cpu {
 
 Result<const Kernels*> choose_kernels(std::string_view isa) {
 #if defined(__x86_64__)
-  if ((isa.empty() || isa == "avx512bf16") && avx512bf16::supported()) return &avx512bf16::kernels();
-  if ((isa.empty() || isa == "avx512") && avx512::supported()) return &avx512::kernels();
-  if ((isa.empty() || isa == "avx2") && avx2::supported()) return &avx2::kernels();
-  const std::string available = std::string(avx512bf16::supported() ? "avx512bf16, " : "") +
-                                (avx512::supported() ? "avx512, " : "") +
-                                (avx2::supported() ? "avx2, " : "") + "scalar";
+  struct Set {
+    std::string_view name;
+    bool (*supported)();
+    const Kernels& (*kernels)();
+  };
+  constexpr Set kSets[] = {{"avx512bf16", avx512bf16::supported, avx512bf16::kernels},
+                           {"avx512vnni", avx512vnni::supported, avx512vnni::kernels},
+                           {"avx512", avx512::supported, avx512::kernels},
+                           {"avx2vnni", avx2vnni::supported, avx2vnni::kernels},
+                           {"avx2", avx2::supported, avx2::kernels}};
+  std::string available;
+  for (const Set& set : kSets) {
+    if (!set.supported()) continue;
+    if (isa.empty() || isa == set.name) return &set.kernels();
+    available += std::string(set.name) + ", ";
+  }
+  available += "scalar";
 #elif defined(__aarch64__)
   if ((isa.empty() || isa == "neon_dotprod") && neon_dotprod::supported()) return &neon_dotprod::kernels();
   if (isa.empty() || isa == "neon") return &neon::kernels();

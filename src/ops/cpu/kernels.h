@@ -7,6 +7,7 @@
 // a fixed tree. Decode and prefill therefore give the same bits.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
@@ -18,8 +19,9 @@
 
 namespace hadal::cpu {
 
-// Rows [row_begin, row_end) of y[yi] (+)= W x[xi] for n_tokens pairs (xi, yi).
+struct E4m3Input;
 struct Int8Input;
+// Rows [row_begin, row_end) of y[yi] (+)= W x[xi] for n_tokens pairs (xi, yi).
 struct GemmArgs {
   const Linear* weight = nullptr;  // in % 32 == 0
   std::int64_t row_begin = 0;
@@ -27,10 +29,11 @@ struct GemmArgs {
   std::int64_t n_tokens = 0;
   const float* x = nullptr;
   std::int64_t x_stride = 0;
-  // Instead of x, where the table has round_input and split_input: the input of packed_rows tokens as they
-  // wrote it.
+  // Instead of x, where the table has round_input, split_input and round_input_e4m3: the input of packed_rows
+  // tokens as they wrote it.
   const std::uint16_t* rounded = nullptr;
   const float* split = nullptr;
+  const E4m3Input* e4m3 = nullptr;
   const Int8Input* int8 = nullptr;
   const std::byte* int8_tiles = nullptr;  // of an FP8 weight (int8_tiles.h)
   std::int64_t packed_rows = 0;
@@ -39,6 +42,20 @@ struct GemmArgs {
   std::int64_t y_stride = 0;
   const std::int32_t* y_index = nullptr;
   bool accumulate = false;
+
+  std::int64_t input_row(std::int64_t t) const { return x_index != nullptr ? std::int64_t{x_index[t]} : t; }
+  float* output(std::int64_t t) const {
+    return y + (y_index != nullptr ? std::int64_t{y_index[t]} : t) * y_stride;
+  }
+};
+
+// The input of `official` numerics for sets that multiply in float32 (gemm_e4m3.inc).
+struct E4m3Input {
+  float* values = nullptr;  // rows * dim, packed
+  // With FP4 weights also the inputs as integers of three digits:
+  float* scales = nullptr;        // [rows, dim / 128]: what a product of them counts
+  std::int8_t* digits = nullptr;  // [rows, dim / 128, 3, 128]
+  std::int32_t* start = nullptr;  // [rows, dim / 128, 16]: what their sums begin at
 };
 
 // The input of `int8` numerics: codes [rows, dim], one scale per 1x32, and what an unsigned weight's offset
@@ -64,6 +81,11 @@ struct Int8Input {
 // A packed input is [dim / 512][rows][512] (the last block of K may be narrower), so that the tokens of a
 // tile lie together, in an order of entries that suits the instruction set.
 constexpr std::int64_t kPackedDepth = 512;
+// Where entry k of row `row` lies in a packed input of `rows` rows, but for its order inside the block.
+inline std::int64_t packed_at(std::int64_t rows, std::int64_t row, std::int64_t k, std::int64_t dim) {
+  const std::int64_t block = k / kPackedDepth * kPackedDepth;
+  return block * rows + row * std::min(kPackedDepth, dim - block) + (k - block);
+}
 
 // What the small ops keep on the stack.
 constexpr std::int64_t kMostRopeDim = 256;
@@ -82,6 +104,10 @@ struct Kernels {
                       std::int64_t rows, std::int64_t dim, std::uint16_t* out);
   void (*split_input)(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
                       std::int64_t rows, std::int64_t dim, float* out);
+  // What round_input does, for gemm in float32 with weights of this format; where that is null.
+  void (*round_input_e4m3)(const float* x, std::int64_t x_stride, std::int64_t row_begin,
+                           std::int64_t row_end, std::int64_t rows, std::int64_t dim, Linear::Format format,
+                           const E4m3Input& out);
   // `int8` numerics: the same for out of [rows, dim], dim % 128 == 0, and y = W x for FP4 weights in place
   // and FP8 weights as args.int8_tiles. The sum over K has four chains, blocks of 32 entries b = c, c + 4,
   // ... to chain c, each chain = fma(dot of the codes, scale of x * scale of W, chain), and is (chain 0 +
@@ -118,8 +144,8 @@ struct Kernels {
   void (*gate)(const GateParams& p, std::int64_t token_begin, std::int64_t token_end);
 };
 
-// The table for `isa` ("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"), or the best that
-// this machine runs if it is empty.
+// The table for `isa` ("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "neon_dotprod", "neon",
+// "scalar"), or the best that this machine runs if it is empty.
 Result<const Kernels*> choose_kernels(std::string_view isa);
 
 namespace avx512bf16 {
@@ -127,16 +153,18 @@ const Kernels& kernels();
 bool supported();
 }  // namespace avx512bf16
 namespace avx512vnni {
-void use_index_kernels(Kernels& table);
+const Kernels& kernels();
+void install(Kernels& table);  // the integer linears, into another set's table
+bool supported();
 }  // namespace avx512vnni
 namespace avx512 {
 const Kernels& kernels();
 bool supported();
 }  // namespace avx512
-namespace avx512vnni {
-void install(Kernels& table);  // the integer linears, into another set's table
+namespace avx2vnni {
+const Kernels& kernels();
 bool supported();
-}  // namespace avx512vnni
+}  // namespace avx2vnni
 namespace avx2 {
 const Kernels& kernels();
 void use_int8_kernels(Kernels& table);

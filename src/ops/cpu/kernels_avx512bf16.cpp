@@ -607,13 +607,12 @@ namespace hadal::cpu::avx512bf16 {
 
 const Kernels& kernels() {
   static const Kernels kTable = [] {
-    Kernels table = avx512::kernels();
+    Kernels table = avx512vnni::kernels();
     table.isa = "avx512bf16";
     table.panel_rows = kPanelRows;
     table.gemm = gemm;
     table.round_input = round_input;
     table.split_input = split_input;
-    avx512vnni::use_index_kernels(table);
     return table;
   }();
   return kTable;

@@ -15,6 +15,7 @@
 #include "ops/attention_rows.h"
 #include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/scratch.h"
 #include "ops/cpu/target.h"
 #include "ops/ref/ref.h"
 #include "tensor/codec.h"
@@ -28,12 +29,18 @@ inline int32x4_t dot16(int32x4_t sum, int8x16_t a, int8x16_t b) {
 }
 
 #include "ops/cpu/aarch64_vectors.inc"
+#include "ops/cpu/int8_bytes.inc"
 #include "ops/cpu/kernels.inc"
 
 }  // namespace
 
 const Kernels& kernels() {
-  static constexpr Kernels kTable = kernel_table("neon");
+  static const Kernels kTable = [] {
+    Kernels table = kernel_table("neon");
+    table.round_input_int8 = int8::round_input;
+    table.gemm_int8 = int8::gemm;
+    return table;
+  }();
   return kTable;
 }
 

@@ -13,6 +13,7 @@
 #include "ops/attention_rows.h"
 #include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/scratch.h"
 #include "ops/cpu/target.h"
 #include "ops/ref/ref.h"
 #include "tensor/codec.h"
@@ -144,15 +145,54 @@ inline Vec relu(const Vec& a) {
 inline Vec fused(const Vec& a, const Vec& b, const Vec& c) {
   return map([&](std::size_t i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
 }
-inline void unpack_group(const std::byte* from, const Ints& shift, const Ints& bias, std::uint8_t* low,
-                         std::uint8_t* high) {
-  constexpr std::uint8_t kTable[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+inline void store_ints(void* p, const Ints& a) {
+  std::memcpy(p, a.v.data(), sizeof(a));
+}
+inline Ints add(const Ints& a, const Ints& b) {
+  Ints out;
+  for (std::size_t i = 0; i < 16; ++i) out.v[i] = a.v[i] + b.v[i];
+  return out;
+}
+inline Ints shift_left(const Ints& a, const Ints& by) {
+  Ints out;
+  for (std::size_t i = 0; i < 16; ++i) out.v[i] = a.v[i] << by.v[i];
+  return out;
+}
+inline Ints byte_of(const Ints& a, int i) {
+  Ints out;
+  for (std::size_t j = 0; j < 16; ++j) out.v[j] = a.v[j] >> (8 * i) & 255;
+  return out;
+}
+template <int kOffset>
+inline void offset_nibbles(const std::byte* from, Ints& low, Ints& high) {
+  constexpr int kDoubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+  std::array<std::uint8_t, 64> bytes[2];
   for (std::size_t i = 0; i < 64; ++i) {
     const auto pair = std::to_integer<std::uint8_t>(from[i]);
-    low[i] = static_cast<std::uint8_t>((kTable[pair & 15] << shift.v[i / 4]) + (bias.v[i / 4] & 0xff));
-    high[i] = static_cast<std::uint8_t>((kTable[pair >> 4] << shift.v[i / 4]) + (bias.v[i / 4] & 0xff));
+    bytes[0][i] = static_cast<std::uint8_t>(kOffset + kDoubled[pair & 15]);
+    bytes[1][i] = static_cast<std::uint8_t>(kOffset + kDoubled[pair >> 4]);
   }
+  low = load_ints(bytes[0].data());
+  high = load_ints(bytes[1].data());
 }
+inline Vec spread4(const float* p) {
+  return map([&](std::size_t i) { return p[i / 4]; });
+}
+inline void load_e4m3_pairs(const std::byte* p, Vec& even, Vec& odd) {
+  const auto value = [&](std::size_t i) {
+    return 0x1p-8F * e4m3_to_f32(std::to_integer<std::uint8_t>(p[i]));
+  };
+  even = map([&](std::size_t i) { return value(2 * i); });
+  odd = map([&](std::size_t i) { return value(2 * i + 1); });
+}
+
+using Reg = Vec;
+constexpr std::int64_t kRegLanes = 16;
+inline Reg load_reg(const float* p) {
+  return load(p);
+}
+inline void keep(Reg& /*r*/) {}
+constexpr int kTileRows = 1, kTileTokens = 1;
 constexpr int kVectors = 8;  // that the registers hold
 
 #include "ops/cpu/kernels.inc"
