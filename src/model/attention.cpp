@@ -88,7 +88,7 @@ void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, 
   const StateLayout& layout = f.segments[0].state->layout();
   f.backend.run(SparseAttentionParams{n, heads, layout.row, q, kv, attention_segments(f, block),
                                       layout.window_rows, visible, config.index_topk, selected,
-                                      w.attn_sink.data(), o});
+                                      w.attn_sink.data(), o, f.numerics == Numerics::int8});
   f.watch("attn.sparse_attn_out", o, {n, heads, c});
   store_window(f, block, kv);
 

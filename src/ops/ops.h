@@ -141,6 +141,8 @@ struct SparseAttentionParams {
   const std::int32_t* selected = nullptr;  // [T, k]: min(k, visible) of them, ascending; null: all
   const float* sink = nullptr;             // [heads]
   float* out = nullptr;                    // [T, heads, dim]
+  // Queries, rows and the exponentials of scores rounded to BF16, sums in float32 (`int8` numerics).
+  bool bf16 = false;
 };
 
 // mHC before a sublayer: the mixes of a token (its normalised streams through fn) become the weights that

@@ -48,9 +48,10 @@ class CpuBackend final : public ReferenceBackend {
     Buffer<float> floats;
     Buffer<std::uint16_t> rounded;
     Buffer<std::byte> int8;
+    Buffer<std::int8_t> codes;
+    Buffer<std::int32_t> offsets;
   };
-  // x [rows, dim] for weights of this format; rounded if they are
-  // quantised.
+  // x [rows, dim] for weights of this format; rounded if they are quantised.
   Input input(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t dim, Linear::Format format,
               InputRounding rounding, InputStorage& storage);
 

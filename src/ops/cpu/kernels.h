@@ -151,6 +151,8 @@ Result<const Kernels*> choose_kernels(std::string_view isa);
 namespace avx512bf16 {
 const Kernels& kernels();
 bool supported();
+void sparse_attention(const SparseAttentionParams& p, std::int64_t t, std::int64_t head_begin,
+                      std::int64_t head_end);
 }  // namespace avx512bf16
 namespace avx512vnni {
 const Kernels& kernels();

@@ -7,6 +7,7 @@
 
 #include "ops/attention_rows.h"
 #include "ops/ref/ref.h"
+#include "tensor/codec.h"
 
 namespace hadal::ref {
 
@@ -14,6 +15,7 @@ void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool) {
   const auto dim = static_cast<std::size_t>(p.row.dim);
   const double scale = 1 / std::sqrt(static_cast<double>(dim));
   pool.parallel_for(p.n_tokens * p.heads, 1, [&](std::int64_t begin, std::int64_t end) {
+    const auto rounded = [&](float x) { return p.bf16 ? bf16_to_f32(f32_to_bf16(x)) : x; };
     std::vector<float> row(dim);
     std::vector<double> score, sum(dim);
     for (std::int64_t th = begin; th < end; ++th) {
@@ -24,6 +26,7 @@ void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool) {
       const auto load = [&](std::size_t j) {
         const AttentionRows::Row from = rows[static_cast<std::int64_t>(j)];
         load_row({from.format, p.row.dim, p.row.rope_dim}, from.data, 0, row.data());
+        for (float& x : row) x = rounded(x);
       };
 
       // The maximum runs over the rows alone; the sink enters the denominator only.
@@ -32,7 +35,7 @@ void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool) {
       for (std::size_t j = 0; j < n_rows; ++j) {
         load(j);
         double dot = 0;
-        for (std::size_t i = 0; i < dim; ++i) dot += double{q[i]} * double{row[i]};
+        for (std::size_t i = 0; i < dim; ++i) dot += double{rounded(q[i])} * double{row[i]};
         score[j] = dot * scale;
         maximum = std::max(maximum, score[j]);
       }
@@ -40,7 +43,8 @@ void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool) {
       std::fill(sum.begin(), sum.end(), 0.0);
       for (std::size_t j = 0; j < n_rows; ++j) {
         load(j);
-        const double e = std::exp(score[j] - maximum);
+        double e = std::exp(score[j] - maximum);
+        if (p.bf16) e = double{rounded(static_cast<float>(e))};
         denominator += e;
         for (std::size_t i = 0; i < dim; ++i) sum[i] += e * double{row[i]};
       }
