@@ -12,6 +12,7 @@
 
 #include <cpuid.h>
 
+#include "base/huge_pages.h"
 #include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/scratch.h"
