@@ -261,6 +261,8 @@ Status bench(const Arguments& arguments) {
   const ArithmeticPeaks peaks = measure_arithmetic(pool);
   const double peak = std::max(peaks.f32_gflops, peaks.bf16_gflops);
 
+  const bool against_int8 = numerics == Numerics::int8 && peaks.int8_gops > 0;
+
   nlohmann::ordered_json out;
   out["isa"] = backend->name();
   out["threads"] = pool.size();
@@ -269,23 +271,26 @@ Status bench(const Arguments& arguments) {
   out["peak_gflops"] = peak;
   out["f32_peak_gflops"] = peaks.f32_gflops;
   out["bf16_peak_gflops"] = peaks.bf16_gflops;
+  out["int8_gops"] = peaks.int8_gops;
   out["rows"] = nlohmann::ordered_json::array();
   double reads = 0;
   std::string tables;  // the profiles, printed behind the rows
   if (arguments.profile) out["profile"] = nlohmann::ordered_json::array();
   if (!arguments.json) {
-    std::printf("%s on %d threads, %s numerics; peaks: %.0f GFLOP/s in float32, %.0f in BF16\n",
-                std::string(backend->name()).c_str(), pool.size(), std::string(to_string(numerics)).c_str(),
-                peaks.f32_gflops, peaks.bf16_gflops);
-    std::printf("%-8s %9s %6s %10s %12s %10s %12s %10s\n", "phase", "context", "batch", "tokens/s",
-                "MB/token", "of read", "GFLOP/token", "of peak");
+    std::printf(
+        "%s on %d threads, %s numerics; peaks: %.0f GFLOP/s in float32, %.0f in BF16, %.0f Gop/s in int8\n",
+        std::string(backend->name()).c_str(), pool.size(), std::string(to_string(numerics)).c_str(),
+        peaks.f32_gflops, peaks.bf16_gflops, peaks.int8_gops);
+    std::printf("%-8s %9s %6s %10s %12s %10s %12s %10s%s\n", "phase", "context", "batch", "tokens/s",
+                "MB/token", "of read", "GFLOP/token", "of peak", against_int8 ? " of int8 peak" : "");
   }
   for (const std::int64_t context : arguments.contexts) {
     for (const bool decoding : {true, false}) {
       if (decoding ? arguments.tokens == 0 : arguments.prefill == 0) continue;
       HADAL_ASSIGN_OR_RETURN(const Row r, decoding ? runner.decode(context) : runner.prefill(context));
       const double bandwidth_fraction = r.cost.bytes() * r.tokens_per_s / 1e9 / r.read_gbps;
-      const double peak_fraction = r.cost.flops() * r.tokens_per_s / 1e9 / peak;
+      const double gflops = r.cost.flops() * r.tokens_per_s / 1e9;
+      const double peak_fraction = gflops / peak;
       reads = std::max(reads, r.read_gbps);
       out["rows"].push_back({{"phase", r.phase},
                              {"context", r.context},
@@ -296,16 +301,19 @@ Status bench(const Arguments& arguments) {
                              {"flops_per_token", r.cost.flops()},
                              {"peak_fraction", peak_fraction},
                              {"read_gbps", r.read_gbps}});
+      if (against_int8) out["rows"].back()["int8_peak_fraction"] = gflops / peaks.int8_gops;
       if (r.disk.active()) out["rows"].back()["disk"] = r.disk.json();
       if (arguments.profile) {
         out["profile"].push_back(to_json(r.profile, r.phase, r.context));
         tables += to_table(r.profile, r.phase, r.context);
       }
       if (!arguments.json) {
-        std::printf("%-8s %9lld %6lld %10.2f %12.1f %9.1f%% %12.2f %9.1f%%\n", r.phase.c_str(),
+        std::printf("%-8s %9lld %6lld %10.2f %12.1f %9.1f%% %12.2f %9.1f%%", r.phase.c_str(),
                     static_cast<long long>(r.context), static_cast<long long>(r.batch), r.tokens_per_s,
                     r.cost.bytes() / 1e6, 100 * bandwidth_fraction, r.cost.flops() / 1e9,
                     100 * peak_fraction);
+        if (against_int8) std::printf(" %11.1f%%", 100 * gflops / peaks.int8_gops);
+        std::printf("\n");
         if (r.disk.active()) std::printf("%s\n", r.disk.line().c_str());
         std::fflush(stdout);
       }

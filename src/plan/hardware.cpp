@@ -49,62 +49,48 @@ constexpr double kPortableOperations = 2.0 * kChains * 4;
 }  // namespace
 
 #if defined(__x86_64__)
-HADAL_TARGET_BEGIN("avx2,fma")
-static float avx2_rounds() {
-  __m256 chain[kChains];
-  for (auto& x : chain) x = _mm256_set1_ps(1);
-  const __m256 a = _mm256_set1_ps(0.999F), b = _mm256_set1_ps(0.001F);
-  for (std::int64_t i = 0; i < kRounds; ++i) {
-    for (auto& x : chain) x = _mm256_fmadd_ps(x, a, b);
+// kRounds of `step` on kChains vectors that begin at `start`. A macro, because a template would not have the
+// instructions that its argument's function may use.
+#define HADAL_ROUNDS(name, Vector, start, step, add, lane0)               \
+  static float name() {                                                   \
+    Vector chain[kChains];                                                \
+    for (auto& x : chain) x = start;                                      \
+    for (std::int64_t i = 0; i < kRounds; ++i) {                          \
+      for (auto& x : chain) x = step;                                     \
+    }                                                                     \
+    for (int i = 1; i < kChains; ++i) chain[0] = add(chain[0], chain[i]); \
+    return lane0(chain[0]);                                               \
   }
-  float lane[8];
-  for (int i = 1; i < kChains; ++i) chain[0] = _mm256_add_ps(chain[0], chain[i]);
-  _mm256_storeu_ps(lane, chain[0]);
-  return lane[0];
-}
+
+HADAL_TARGET_BEGIN("avx2,fma")
+HADAL_ROUNDS(avx2_rounds, __m256, _mm256_set1_ps(1),
+             _mm256_fmadd_ps(x, _mm256_set1_ps(0.999F), _mm256_set1_ps(0.001F)), _mm256_add_ps,
+             _mm256_cvtss_f32)
+HADAL_TARGET_END
+HADAL_TARGET_BEGIN("avx512f")
+HADAL_ROUNDS(avx512_rounds, __m512, _mm512_set1_ps(1),
+             _mm512_fmadd_ps(x, _mm512_set1_ps(0.999F), _mm512_set1_ps(0.001F)), _mm512_add_ps,
+             _mm512_cvtss_f32)
 HADAL_TARGET_END
 HADAL_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512bf16")
-static float avx512_rounds() {
-  __m512 chain[kChains];
-  for (auto& x : chain) x = _mm512_set1_ps(1);
-  const __m512 a = _mm512_set1_ps(0.999F), b = _mm512_set1_ps(0.001F);
-  for (std::int64_t i = 0; i < kRounds; ++i) {
-    for (auto& x : chain) x = _mm512_fmadd_ps(x, a, b);
-  }
-  for (int i = 1; i < kChains; ++i) chain[0] = _mm512_add_ps(chain[0], chain[i]);
-  float lane[16];
-  _mm512_storeu_ps(lane, chain[0]);
-  return lane[0];
-}
-static float bf16_rounds() {
-  __m512 chain[kChains];
-  for (auto& x : chain) x = _mm512_set1_ps(1);
-  __m512i bits = _mm512_set1_epi32(0x3c003c00);  // pairs of 2^-7
+static __m512 dot_bf16(__m512 sum) {
+  const __m512i bits = _mm512_set1_epi32(0x3c003c00);  // pairs of 2^-7
   __m512bh a;
   std::memcpy(&a, &bits, sizeof(a));
-  for (std::int64_t i = 0; i < kRounds; ++i) {
-    for (auto& x : chain) x = _mm512_dpbf16_ps(x, a, a);
-  }
-  for (int i = 1; i < kChains; ++i) chain[0] = _mm512_add_ps(chain[0], chain[i]);
-  float lane[16];
-  _mm512_storeu_ps(lane, chain[0]);
-  return lane[0];
+  return _mm512_dpbf16_ps(sum, a, a);
 }
+HADAL_ROUNDS(bf16_rounds, __m512, _mm512_set1_ps(1), dot_bf16(x), _mm512_add_ps, _mm512_cvtss_f32)
 HADAL_TARGET_END
 HADAL_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512vnni")
-static float int8_rounds() {
-  __m512i chain[kChains];
-  for (auto& x : chain) x = _mm512_setzero_si512();
-  const __m512i a = _mm512_set1_epi8(1);
-  for (std::int64_t i = 0; i < kRounds; ++i) {
-    for (auto& x : chain) x = _mm512_dpbusd_epi32(x, a, a);
-  }
-  for (int i = 1; i < kChains; ++i) chain[0] = _mm512_add_epi32(chain[0], chain[i]);
+static float lane0(__m512i v) {
   std::int32_t lane[16];
-  _mm512_storeu_si512(lane, chain[0]);
+  _mm512_storeu_si512(lane, v);
   return static_cast<float>(lane[0]);
 }
+HADAL_ROUNDS(int8_rounds, __m512i, _mm512_setzero_si512(),
+             _mm512_dpbusd_epi32(x, _mm512_set1_epi8(1), _mm512_set1_epi8(1)), _mm512_add_epi32, lane0)
 HADAL_TARGET_END
+#undef HADAL_ROUNDS
 #endif
 
 namespace {
@@ -147,9 +133,10 @@ ArithmeticPeaks measure_arithmetic(ThreadPool& pool) {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512vnni"))
     peaks.int8_gops = measure_rounds(pool, int8_rounds, 8.0 * 16 * kChains);
-  if (__builtin_cpu_supports("avx512bf16")) {
-    peaks.f32_gflops = measure_rounds(pool, avx512_rounds, 2.0 * 16 * kChains);
+  if (__builtin_cpu_supports("avx512bf16"))
     peaks.bf16_gflops = measure_rounds(pool, bf16_rounds, 4.0 * 16 * kChains);
+  if (__builtin_cpu_supports("avx512f")) {
+    peaks.f32_gflops = measure_rounds(pool, avx512_rounds, 2.0 * 16 * kChains);
     return peaks;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {

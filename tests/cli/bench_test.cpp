@@ -16,6 +16,7 @@ TEST(BenchCommand, JsonHasTheContractsFields) {
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const auto json = nlohmann::json::parse(result.out);
   for (const char* key : {"read_gbps", "peak_gflops"}) EXPECT_GT(json.at(key).get<double>(), 0.1) << key;
+  EXPECT_GE(json.at("int8_gops").get<double>(), 0);  // 0 where there are no dot products of bytes
   EXPECT_GE(json.at("threads").get<int>(), 1);
   EXPECT_THAT(json.at("isa").get<std::string>(), testing::StartsWith("cpu-"));
   ASSERT_EQ(json.at("rows").size(), 6U);

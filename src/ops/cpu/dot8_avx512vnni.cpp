@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/huge_pages.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/scratch.h"
 #include "ops/cpu/target.h"

@@ -12,6 +12,7 @@
 
 #include <cpuid.h>
 
+#include "base/huge_pages.h"
 #include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/scratch.h"
@@ -40,14 +41,14 @@ HADAL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512vl,avx512vnni")
 namespace hadal::cpu::avx2vnni::evex {
 namespace {
 
-#include "ops/cpu/avx2_vectors.inc"
+#include "ops/cpu/avx2_vectors.inc"  // NOLINT(readability-duplicate-include): once per encoding
 
 inline __m256i dot4(__m256i sum, __m256i a, __m256i b) {
   asm("%{evex%} vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   return sum;
 }
 
-#include "ops/cpu/avx2vnni.inc"
+#include "ops/cpu/avx2vnni.inc"  // NOLINT(readability-duplicate-include)
 
 }  // namespace
 }  // namespace hadal::cpu::avx2vnni::evex

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "base/huge_pages.h"
 #include "ops/attention_rows.h"
 #include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"

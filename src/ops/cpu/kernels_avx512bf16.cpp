@@ -28,9 +28,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "base/buffer.h"
 #include "ops/cpu/bf16_tables.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/scratch.h"
 #include "ops/cpu/target.h"
 #include "tensor/codec.h"
 
@@ -44,15 +44,6 @@ constexpr std::int64_t kPanelRows = 32;
 constexpr std::int64_t kAhead = 3072;
 constexpr int kFused = 4;
 constexpr int kTokens = 6;  // of a tile
-
-// At least n elements that belong to this thread, kept for its next call.
-template <class T, int kWhich>
-T* scratch(std::int64_t n) {
-  static thread_local Buffer<T> buffer;
-  if (static_cast<std::int64_t>(buffer.size()) < n)
-    buffer = Buffer<T>::uninitialised(static_cast<std::size_t>(n));
-  return buffer.data();
-}
 
 }  // namespace
 }  // namespace hadal::cpu::avx512bf16
@@ -187,17 +178,9 @@ inline __m128 sum_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, sums));
 }
 
-// Where token number t of the call has its input and its output.
-inline std::int64_t input_row(const GemmArgs& p, std::int64_t t) {
-  return p.x_index != nullptr ? std::int64_t{p.x_index[t]} : t;
-}
-inline float* output(const GemmArgs& p, std::int64_t t) {
-  return p.y + (p.y_index != nullptr ? std::int64_t{p.y_index[t]} : t) * p.y_stride;
-}
-
 // Up to four neighbouring rows of one token.
 inline void put(const GemmArgs& p, std::int64_t t, std::int64_t row, std::int64_t rows, __m128 dots) {
-  float* y = output(p, t) + row;
+  float* y = p.output(t) + row;
   const auto mask = static_cast<__mmask8>((1U << rows) - 1);
   if (p.accumulate) dots = _mm_add_ps(_mm_maskz_loadu_ps(mask, y), dots);
   _mm_mask_storeu_ps(y, mask, dots);
@@ -345,7 +328,7 @@ template <class Input, class Rows, int T>
 inline void multiply_fused(const GemmArgs& p) {
   const std::int64_t depth = p.weight->in;
   std::int64_t x_row[T];
-  for (int t = 0; t < T; ++t) x_row[t] = input_row(p, t);
+  for (int t = 0; t < T; ++t) x_row[t] = p.input_row(t);
   Rows source;
   for (std::int64_t row = p.row_begin; row < p.row_end; row += 4) {
     const std::int64_t rows = std::min<std::int64_t>(4, p.row_end - row);
@@ -378,7 +361,7 @@ inline void multiply_panel(const GemmArgs& p, const std::uint16_t* panel, std::i
   constexpr int kRows = Input::kRows;
   const std::int64_t depth = p.weight->in;
   std::int64_t x_row[T];
-  for (int t = 0; t < T; ++t) x_row[t] = input_row(p, first_token + t);
+  for (int t = 0; t < T; ++t) x_row[t] = p.input_row(first_token + t);
   for (std::int64_t k = 0; k < depth; k += kPackedDepth) {
     const std::int64_t here = std::min(kPackedDepth, depth - k);
     const std::uint16_t* w = panel + k * rows;
@@ -489,8 +472,7 @@ inline __m512 round_e4m3(__m512 y) {
 // Where entry k of row `row` goes in an input of `rows` rows.
 template <class T>
 inline T* place(T* out, std::int64_t rows, std::int64_t row, std::int64_t k, std::int64_t dim) {
-  const std::int64_t block = k / kPackedDepth * kPackedDepth;
-  return out + block * rows + row * std::min(kPackedDepth, dim - block) + (k - block);
+  return out + packed_at(rows, row, k, dim);
 }
 
 void round_input(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
