@@ -24,7 +24,7 @@ using Json = nlohmann::ordered_json;
 
 struct Arguments {
   std::string model, preset;
-  bool json = false;
+  bool json = false, verify = false;
 };
 
 struct Memory {
@@ -54,6 +54,7 @@ struct Report {
   std::optional<Inventory> expected;   // by the config, where there are files
   std::vector<std::string> notices;
   std::optional<Error> problem;  // why the files are no such model
+  bool verified = false;         // no weight in them is infinite or NaN
   ParameterCount parameters;
   CacheCost cache;
   std::int64_t context = 0;
@@ -87,15 +88,19 @@ Result<Report> inspect_preset(const std::string& preset) {
   return report;
 }
 
-Result<Report> inspect_directory(const std::string& directory) {
+Result<Report> inspect_directory(const std::string& directory, bool verify) {
   HADAL_ASSIGN_OR_RETURN(const Config config, load_config(directory));
   HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(directory));
   Report report = describe(directory, config);
   report.inventory = checkpoint_inventory(checkpoint);
   report.expected = expected_inventory(config, StorageFormat::published);
   // The loader itself says whether the files are the model that the config describes.
-  auto model = Model::bind(config, std::move(checkpoint),
-                           [&](std::string_view notice) { report.notices.emplace_back(notice); });
+  ThreadPool pool(verify ? 0 : 1);
+  const WeightCheck check{verify ? WeightCheck::Depth::all : WeightCheck::Depth::none, &pool};
+  auto model = Model::bind(
+      config, std::move(checkpoint), [&](std::string_view notice) { report.notices.emplace_back(notice); },
+      {}, check);
+  report.verified = verify && model.has_value();
   const bool quantised = model && model->quantised();
   report.state.emplace(config, quantised ? StateFormat::compact : StateFormat::f32);
   if (!model) report.problem = std::move(model).error().with_context(directory);
@@ -161,6 +166,7 @@ Json as_json(const Report& report) {
     out["expected_tensors"] = report.expected->tensors;
     out["expected_bytes"] = report.expected->bytes;
     out["notices"] = report.notices;
+    out["verified"] = report.verified;
     out["problem"] = report.problem ? Json(report.problem->message()) : Json(nullptr);
   }
   return out;
@@ -260,13 +266,15 @@ std::string as_text(const Report& report) {
                        readable(report.inventory->bytes - memory->available)));
     }
   }
+  if (report.verified) line("verified", "no weight is infinite or NaN");
   for (const std::string& notice : report.notices) line("notice", notice);
   return text;
 }
 
 Status inspect(const Arguments& arguments) {
-  HADAL_ASSIGN_OR_RETURN(const Report report, arguments.preset.empty() ? inspect_directory(arguments.model)
-                                                                       : inspect_preset(arguments.preset));
+  HADAL_ASSIGN_OR_RETURN(const Report report, arguments.preset.empty()
+                                                  ? inspect_directory(arguments.model, arguments.verify)
+                                                  : inspect_preset(arguments.preset));
   HADAL_RETURN_IF_ERROR(write_stdout(arguments.json ? as_json(report).dump(2) + "\n" : as_text(report)));
   if (report.problem) return tl::unexpected(*report.problem);
   return {};
@@ -283,6 +291,10 @@ void register_inspect(CLI::App& app, Outcome& outcome) {
       ->add_option("--preset", arguments->preset, "A published model, without its files: flash, pro or v3.2")
       ->check(CLI::IsMember({"flash", "pro", "v3.2"}));
   source->require_option(1);
+  command
+      ->add_flag("--verify", arguments->verify,
+                 "Also read every weight, and name one that is infinite or NaN")
+      ->excludes("--preset");
   command->add_flag("--json", arguments->json, "One JSON object on stdout");
   command->footer("Examples: hadal inspect --preset flash\n          hadal inspect --json DeepSeek-V4-Flash");
   command->callback([arguments, &outcome] {
