@@ -21,6 +21,11 @@ function(hadal_compile_options target)
   endif()
 endfunction()
 
+# For code whose time is spent elsewhere, in the rooms that it calls: compiling it takes half as long.
+function(hadal_optimise_little target)
+  target_compile_options(${target} PRIVATE $<IF:$<BOOL:${HADAL_SANITIZE}>,-O0,-O1>)
+endfunction()
+
 function(hadal_room name)
   cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cpp)

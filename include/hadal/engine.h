@@ -26,8 +26,9 @@ struct EngineOptions {
   // How sequences keep what they have read (docs/sequence_state.md): compact, the formats of the published
   // deployment, or f32. Empty: compact, but f32 with exact numerics, whose rows nothing quantises.
   std::string state;
-  std::string backend = "cpu";         // cpu, or ref: the plain reference
-  std::string isa;                     // avx512bf16, avx512, avx2 or scalar; empty: the best
+  std::string backend = "cpu";  // cpu, or ref: the plain reference
+  // avx512bf16, avx512 or avx2; neon_dotprod or neon (aarch64); scalar; empty: the best of these
+  std::string isa;
   std::int64_t chunk_tokens = 512;     // prompt tokens per forward; bounds scratch memory, never the result
   std::int64_t checkpoint_tokens = 0;  // keep a point to truncate to every so many tokens; 0: none
   bool tokenizer = true;               // load tokenizer.json (false: token ids only)

@@ -40,7 +40,10 @@ void add_engine_options(CLI::App& command, EngineOptions& options) {
   command.add_option("--backend", options.backend, "cpu, or ref: the plain reference, slow")
       ->check(CLI::IsMember({"cpu", "ref"}))
       ->capture_default_str();
-  command.add_option("--isa", options.isa, "Force an instruction set: avx512bf16, avx512, avx2 or scalar")
+  command
+      .add_option(
+          "--isa", options.isa,
+          "Force an instruction set: avx512bf16, avx512, avx2; neon_dotprod, neon (aarch64); or scalar")
       ->envname("HADAL_ISA");
   command
       .add_option(

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/readable.h"
 #include "cli/command.h"
 #include "cli/text_io.h"
 #include "model/inventory.h"
@@ -170,20 +171,6 @@ Json as_json(const Report& report) {
     out["problem"] = report.problem ? Json(report.problem->message()) : Json(nullptr);
   }
   return out;
-}
-
-// 159609485896 -> "159.61 G"
-std::string readable(double value) {
-  constexpr std::array<const char*, 5> kUnits = {"", "k", "M", "G", "T"};
-  std::size_t unit = 0;
-  while (value >= 999.995 && unit + 1 < kUnits.size()) {
-    value /= 1000;
-    ++unit;
-  }
-  return unit == 0 ? fmt::format("{} ", value) : fmt::format("{:.2f} {}", value, kUnits.at(unit));
-}
-std::string readable(std::int64_t value) {
-  return readable(static_cast<double>(value));
 }
 
 // As parameters are counted: "284.33 B", "3.36 M"
