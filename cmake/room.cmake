@@ -42,8 +42,8 @@ function(hadal_room name)
   target_include_directories(hadal_${name} PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
   target_link_libraries(hadal_${name} PUBLIC ${ARG_DEPS})
   hadal_compile_options(hadal_${name})
-  if(HADAL_FUZZ AND NOT name MATCHES "^(ops|plan|cli)$")
-    # Coverage, for fuzz/: of the rooms that parse. In kernels it would only cost.
+  if(HADAL_FUZZ AND NOT name MATCHES "^(ops|plan|engine|cli)$")
+    # Coverage, for fuzz/: of the rooms that parse. In kernels and samplers it would only cost.
     target_compile_options(hadal_${name} PRIVATE -fsanitize=fuzzer-no-link)
   endif()
 endfunction()
