@@ -27,8 +27,7 @@ struct EngineOptions {
   // deployment, or f32. Empty: compact, but f32 with exact numerics, whose rows nothing quantises.
   std::string state;
   std::string backend = "cpu";  // cpu, or ref: the plain reference
-  // avx512bf16, avx512 or avx2; neon_dotprod or neon (aarch64); scalar; empty: the best of these
-  std::string isa;
+  std::string isa;              // avx512bf16, avx512vnni, avx512, avx2vnni, avx2 or scalar; empty: the best
   std::int64_t chunk_tokens = 512;     // prompt tokens per forward; bounds scratch memory, never the result
   std::int64_t checkpoint_tokens = 0;  // keep a point to truncate to every so many tokens; 0: none
   bool tokenizer = true;               // load tokenizer.json (false: token ids only)

@@ -41,9 +41,8 @@ void add_engine_options(CLI::App& command, EngineOptions& options) {
       ->check(CLI::IsMember({"cpu", "ref"}))
       ->capture_default_str();
   command
-      .add_option(
-          "--isa", options.isa,
-          "Force an instruction set: avx512bf16, avx512, avx2; neon_dotprod, neon (aarch64); or scalar")
+      .add_option("--isa", options.isa,
+                  "Force an instruction set: avx512bf16, avx512vnni, avx512, avx2vnni, avx2 or scalar")
       ->envname("HADAL_ISA");
   command
       .add_option(

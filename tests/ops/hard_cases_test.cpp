@@ -254,7 +254,8 @@ TEST_P(HardCasesTest, OneExpertGetsAllTokensAndOthersNone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, HardCasesTest,
-                         testing::Values("avx512bf16", "avx512", "avx2", "neon_dotprod", "neon", "scalar"),
+                         testing::Values("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2",
+                                         "neon_dotprod", "neon", "scalar"),
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace
