@@ -3,10 +3,10 @@
 //   gemm_bench --benchmark_filter=fp4
 // of_read, of_f32, of_bf16 and of_int8 are fractions of what this machine does in the same run: a linear read
 // with all threads, and multiply-adds or dot products in registers.
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
-#include <string_view>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -18,15 +18,20 @@
 namespace hadal {
 namespace {
 
-// HADAL_ISA, as for the binary; an unknown one ends the bench.
-std::string_view chosen_isa() {
+// Of HADAL_ISA, as for the binary; an unknown one ends the bench.
+std::unique_ptr<Backend> chosen_backend(ThreadPool& pool) {
   const char* isa = std::getenv("HADAL_ISA");
-  return isa != nullptr ? isa : "";
+  auto backend = make_backend("cpu", isa != nullptr ? isa : "", pool);
+  if (!backend) {
+    std::fprintf(stderr, "gemm_bench: %s\n", backend.error().message().c_str());
+    std::exit(1);
+  }
+  return std::move(*backend);
 }
 
 struct Machine {
   ThreadPool pool;
-  std::unique_ptr<Backend> backend = make_backend("cpu", chosen_isa(), pool).value();
+  std::unique_ptr<Backend> backend = chosen_backend(pool);
   ReadBandwidth bandwidth{std::size_t{1} << 30, pool};
   ArithmeticPeaks peaks = measure_arithmetic(pool);
 };

@@ -21,6 +21,15 @@ function(hadal_compile_options target)
   endif()
 endfunction()
 
+# For code whose time is spent elsewhere, in the rooms that it calls: compiling it takes half as long.
+function(hadal_optimise_little target)
+  if(HADAL_SANITIZE)
+    target_compile_options(${target} PRIVATE -O0)
+  else()
+    target_compile_options(${target} PRIVATE -O1)
+  endif()
+endfunction()
+
 function(hadal_room name)
   cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${name}/*.cpp)
@@ -33,7 +42,8 @@ function(hadal_room name)
   target_include_directories(hadal_${name} PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
   target_link_libraries(hadal_${name} PUBLIC ${ARG_DEPS})
   hadal_compile_options(hadal_${name})
-  if(HADAL_FUZZ AND NOT name STREQUAL cli)
-    target_compile_options(hadal_${name} PRIVATE -fsanitize=fuzzer-no-link)  # coverage, for fuzz/
+  if(HADAL_FUZZ AND NOT name MATCHES "^(ops|plan|engine|cli)$")
+    # Coverage, for fuzz/: of the rooms that parse. In kernels and samplers it would only cost.
+    target_compile_options(hadal_${name} PRIVATE -fsanitize=fuzzer-no-link)
   endif()
 endfunction()

@@ -35,7 +35,10 @@ struct EngineOptions {
   // no budget, all weights mapped.
   std::int64_t memory_bytes = 0;
   std::int64_t memory_tokens = 0;  // that sequences may hold together under a budget; 0: 16384
-  bool huge_pages = true;          // for this process (prctl); false also where they would be asked for
+  // At a time under a budget, forks among them: each takes its windows and a page of its own. More than were
+  // planned for are not refused, they go beyond the budget.
+  std::int64_t memory_sequences = 1;
+  bool huge_pages = true;  // for this process (prctl); false also where they would be asked for
   std::string numa;  // interleave: memory over all nodes; off: none; empty: interleave if there are several
   std::function<void(std::string_view)> notice;  // hears what was left out and why, a line at a time
 };

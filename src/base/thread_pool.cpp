@@ -71,8 +71,8 @@ ThreadPool::ThreadPool(int n_threads, bool pin) {
 
 ThreadPool::~ThreadPool() {
   stop_.store(true);
-  epoch_.fetch_add(1);
-  epoch_.notify_all();
+  gate_.fetch_add(kJob);
+  gate_.notify_all();
   for (auto& worker : workers_) worker.join();
 }
 
@@ -93,17 +93,24 @@ void ThreadPool::run(std::int64_t n, std::int64_t grain, Chunk chunk, void* cont
   for (std::uint64_t i = 0; i < threads; ++i) {
     shares_[i].range.store(pack(i * chunks / threads, (i + 1) * chunks / threads), std::memory_order_relaxed);
   }
-  running_.store(static_cast<std::int32_t>(workers_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(1);  // publishes all of the above
-  epoch_.notify_all();
+  const std::uint32_t job = (gate_.load(std::memory_order_relaxed) & ~(kJob - 1)) + kJob;
+  gate_.store(job);  // publishes all of the above
+  gate_.notify_all();
   work(0);
+  // No chunk is left to take. Those inside finish theirs.
+  std::uint32_t gate = gate_.fetch_or(kClosed, std::memory_order_acq_rel) | kClosed;
+  while ((gate & kInside) != 0) gate = wait_while(gate, ~0U);
+}
+
+// Returns the gate once its bits under the mask are no longer these.
+std::uint32_t ThreadPool::wait_while(std::uint32_t same, std::uint32_t mask) const {
   for (int spins = 0;; ++spins) {
-    const std::int32_t running = running_.load(std::memory_order_acquire);
-    if (running == 0) return;
+    const std::uint32_t gate = gate_.load(std::memory_order_acquire);
+    if ((gate & mask) != (same & mask)) return gate;
     if (spins < spins_) {
       relax();
     } else {
-      running_.wait(running);
+      gate_.wait(gate);
     }
   }
 }
@@ -144,17 +151,18 @@ bool ThreadPool::steal(std::size_t self) {
 void ThreadPool::worker_main(std::size_t self) {
   std::uint32_t seen = 0;
   for (;;) {
-    for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen; ++spins) {
-      if (spins < spins_) {
-        relax();
-      } else {
-        epoch_.wait(seen);
-      }
-    }
-    ++seen;
+    std::uint32_t gate = wait_while(seen, ~(kJob - 1));
     if (stop_.load()) return;
+    // After 2^16 jobs the numbers come again, and a worker that slept through all of them misses one more.
+    seen = gate;
+    bool inside = false;
+    while ((gate & kClosed) == 0 && !inside)
+      inside = gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire);
+    if (!inside) continue;
+    seen = gate;  // a later job, if that had begun meanwhile
     work(self);
-    if (running_.fetch_sub(1) == 1) running_.notify_all();
+    if ((gate_.fetch_sub(1, std::memory_order_release) & (kInside | kClosed)) == (kClosed | 1))
+      gate_.notify_all();
   }
 }
 

@@ -39,6 +39,7 @@ class ThreadPool {
   }
 
  private:
+  static constexpr std::uint32_t kClosed = 1 << 15, kInside = kClosed - 1, kJob = 1 << 16;
   using Chunk = void (*)(void* context, std::int64_t begin, std::int64_t end);
   // Chunks [begin, end) that nobody has taken yet, begin in the low half. One word, so that taking from
   // either end is one compare-and-swap, and a value that comes back means the same thing again.
@@ -50,19 +51,21 @@ class ThreadPool {
   void work(std::size_t self);  // takes chunks of the current job until none is left
   bool steal(std::size_t self);
   void worker_main(std::size_t self);
+  std::uint32_t wait_while(std::uint32_t same, std::uint32_t mask) const;
 
   std::vector<std::thread> workers_;
   std::unique_ptr<Share[]> shares_;  // [size()], the caller's first
   int spins_ = 0;                    // looks at a word before a thread sleeps on it
-  // The job, written before epoch_ is raised and read after; one cache line brings a worker all of it.
-  alignas(64) std::atomic<std::uint32_t> epoch_{0};  // one more for every job; workers wait on it
+  // The gate of the job: its number in the upper half, then kClosed, then how many workers are inside. A
+  // worker that comes before the gate closes goes in, one that comes later has missed the job: whoever runs
+  // it never waits for a thread that the system keeps from running, unless that holds a chunk. What follows
+  // is written while nobody is inside, and read inside; one cache line brings a worker all of it.
+  alignas(64) std::atomic<std::uint32_t> gate_{kClosed};  // workers wait on it, and who runs a job
   std::atomic<bool> stop_{false};
   std::int64_t n_ = 0;
   std::int64_t grain_ = 1;
   Chunk chunk_ = nullptr;
   void* context_ = nullptr;
-  // Workers that have not finished the current job; on a line that nobody waiting for a job looks at.
-  alignas(64) std::atomic<std::int32_t> running_{0};
 };
 
 }  // namespace hadal

@@ -206,7 +206,7 @@ class Bench {
   std::uint64_t drawn_ = 0;
 };
 
-MemoryBudget memory_budget(const Arguments& arguments) {
+MemoryBudget memory_budget(const Arguments& arguments, const Backend& backend) {
   const std::int64_t deepest = *std::max_element(arguments.contexts.begin(), arguments.contexts.end());
   const std::int64_t timed = std::max(arguments.tokens + 1, arguments.prefill);
   return {.bytes = arguments.engine.memory_bytes,
@@ -214,12 +214,15 @@ MemoryBudget memory_budget(const Arguments& arguments) {
           .logit_rows = arguments.batch,
           .sequences = arguments.batch,
           .sequence_tokens = arguments.batch * (deepest + timed + kPageTokens) + 256,
-          .other_bytes = static_cast<std::int64_t>(bandwidth_buffer(arguments))};
+          .other_bytes = static_cast<std::int64_t>(bandwidth_buffer(arguments)),
+          .beside_weight = beside_weights(arguments.engine.numerics, backend)};
 }
 
-Result<Model> open_model(const Arguments& arguments, ThreadPool& pool) {
+Result<Model> open_model(const Arguments& arguments, const Backend& backend, ThreadPool& pool) {
+  const WeightCheck check = WeightCheck::before(arguments.engine.numerics, pool);
   if (!arguments.engine.model.empty())
-    return Model::load(arguments.engine.model, arguments.engine.notice, memory_budget(arguments));
+    return Model::load(arguments.engine.model, arguments.engine.notice, memory_budget(arguments, backend),
+                       check);
   HADAL_ASSIGN_OR_RETURN(Config config, preset_config(arguments.preset));
   HADAL_ASSIGN_OR_RETURN(config, cut_config(std::move(config), arguments.layers, arguments.experts));
   // Speed needs no drafter, and memory is short.
@@ -229,7 +232,7 @@ Result<Model> open_model(const Arguments& arguments, ThreadPool& pool) {
   HADAL_ASSIGN_OR_RETURN(Buffer<std::byte> image,
                          init_checkpoint_bytes(config, 1, StorageFormat::published, pool));
   HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::from_bytes(std::move(image), "random weights"));
-  return Model::bind(std::move(config), std::move(checkpoint), arguments.engine.notice);
+  return Model::bind(std::move(config), std::move(checkpoint), arguments.engine.notice, {}, check);
 }
 
 Status bench(const Arguments& arguments) {
@@ -243,7 +246,7 @@ Status bench(const Arguments& arguments) {
   ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend,
                          make_backend(arguments.engine.backend, arguments.engine.isa, pool));
-  HADAL_ASSIGN_OR_RETURN(const Model model, open_model(arguments, pool));
+  HADAL_ASSIGN_OR_RETURN(const Model model, open_model(arguments, *backend, pool));
   Numerics numerics = model.quantised() ? Numerics::official : Numerics::exact;
   if (!arguments.engine.numerics.empty()) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(arguments.engine.numerics));
@@ -252,10 +255,7 @@ Status bench(const Arguments& arguments) {
                          choose_state_format(arguments.engine.state, quantises_rows(numerics)));
   HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
   Transformer transformer(model, *backend, numerics);
-  if (transformer.prepared_bytes() > 0) {
-    notice(fmt::format("{:.2f} GB of FP8 weights made int8 beside the checkpoint",
-                       static_cast<double>(transformer.prepared_bytes()) / 1e9));
-  }
+  if (transformer.prepared().bytes > 0) notice(transformer.prepared().to_string());
   Bench runner(arguments, model, format, transformer, pool);
   HADAL_RETURN_IF_ERROR(runner.fill_cache());
   const ArithmeticPeaks peaks = measure_arithmetic(pool);

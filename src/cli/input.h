@@ -8,8 +8,8 @@
 
 namespace hadal::cli {
 
-// The bytes of a regular file, or of standard input for "-". Errors: not_found, io, and invalid_argument for
-// more than 1 GiB.
+// The bytes of a file, a pipe (`<(command)`, /dev/stdin) or, for "-", standard input. Errors: not_found, io,
+// and invalid_argument for more than 1 GiB.
 Result<std::string> read_input(const std::string& path);
 
 // Writes to standard output and flushes it. Error: io (a full disk, a closed pipe).

@@ -12,6 +12,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/readable.h"
 #include "cli/command.h"
 #include "cli/text_io.h"
 #include "model/inventory.h"
@@ -24,7 +25,7 @@ using Json = nlohmann::ordered_json;
 
 struct Arguments {
   std::string model, preset;
-  bool json = false;
+  bool json = false, verify = false;
 };
 
 struct Memory {
@@ -54,6 +55,7 @@ struct Report {
   std::optional<Inventory> expected;   // by the config, where there are files
   std::vector<std::string> notices;
   std::optional<Error> problem;  // why the files are no such model
+  bool verified = false;         // no weight in them is infinite or NaN
   ParameterCount parameters;
   CacheCost cache;
   std::int64_t context = 0;
@@ -87,15 +89,19 @@ Result<Report> inspect_preset(const std::string& preset) {
   return report;
 }
 
-Result<Report> inspect_directory(const std::string& directory) {
+Result<Report> inspect_directory(const std::string& directory, bool verify) {
   HADAL_ASSIGN_OR_RETURN(const Config config, load_config(directory));
   HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(directory));
   Report report = describe(directory, config);
   report.inventory = checkpoint_inventory(checkpoint);
   report.expected = expected_inventory(config, StorageFormat::published);
   // The loader itself says whether the files are the model that the config describes.
-  auto model = Model::bind(config, std::move(checkpoint),
-                           [&](std::string_view notice) { report.notices.emplace_back(notice); });
+  ThreadPool pool(verify ? 0 : 1);
+  const WeightCheck check{verify ? WeightCheck::Depth::all : WeightCheck::Depth::none, &pool};
+  auto model = Model::bind(
+      config, std::move(checkpoint), [&](std::string_view notice) { report.notices.emplace_back(notice); },
+      {}, check);
+  report.verified = verify && model.has_value();
   const bool quantised = model && model->quantised();
   report.state.emplace(config, quantised ? StateFormat::compact : StateFormat::f32);
   if (!model) report.problem = std::move(model).error().with_context(directory);
@@ -161,23 +167,10 @@ Json as_json(const Report& report) {
     out["expected_tensors"] = report.expected->tensors;
     out["expected_bytes"] = report.expected->bytes;
     out["notices"] = report.notices;
+    out["verified"] = report.verified;
     out["problem"] = report.problem ? Json(report.problem->message()) : Json(nullptr);
   }
   return out;
-}
-
-// 159609485896 -> "159.61 G"
-std::string readable(double value) {
-  constexpr std::array<const char*, 5> kUnits = {"", "k", "M", "G", "T"};
-  std::size_t unit = 0;
-  while (value >= 999.995 && unit + 1 < kUnits.size()) {
-    value /= 1000;
-    ++unit;
-  }
-  return unit == 0 ? fmt::format("{} ", value) : fmt::format("{:.2f} {}", value, kUnits.at(unit));
-}
-std::string readable(std::int64_t value) {
-  return readable(static_cast<double>(value));
 }
 
 // As parameters are counted: "284.33 B", "3.36 M"
@@ -260,13 +253,15 @@ std::string as_text(const Report& report) {
                        readable(report.inventory->bytes - memory->available)));
     }
   }
+  if (report.verified) line("verified", "no weight is infinite or NaN");
   for (const std::string& notice : report.notices) line("notice", notice);
   return text;
 }
 
 Status inspect(const Arguments& arguments) {
-  HADAL_ASSIGN_OR_RETURN(const Report report, arguments.preset.empty() ? inspect_directory(arguments.model)
-                                                                       : inspect_preset(arguments.preset));
+  HADAL_ASSIGN_OR_RETURN(const Report report, arguments.preset.empty()
+                                                  ? inspect_directory(arguments.model, arguments.verify)
+                                                  : inspect_preset(arguments.preset));
   HADAL_RETURN_IF_ERROR(write_stdout(arguments.json ? as_json(report).dump(2) + "\n" : as_text(report)));
   if (report.problem) return tl::unexpected(*report.problem);
   return {};
@@ -283,6 +278,10 @@ void register_inspect(CLI::App& app, Outcome& outcome) {
       ->add_option("--preset", arguments->preset, "A published model, without its files: flash, pro or v3.2")
       ->check(CLI::IsMember({"flash", "pro", "v3.2"}));
   source->require_option(1);
+  command
+      ->add_flag("--verify", arguments->verify,
+                 "Also read every weight, and name one that is infinite or NaN")
+      ->excludes("--preset");
   command->add_flag("--json", arguments->json, "One JSON object on stdout");
   command->footer("Examples: hadal inspect --preset flash\n          hadal inspect --json DeepSeek-V4-Flash");
   command->callback([arguments, &outcome] {

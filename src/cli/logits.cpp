@@ -86,7 +86,7 @@ Status run_tokens(Transformer& transformer, std::vector<SequenceState>& states, 
 }
 
 // Everything about the work is known: each forward takes a chunk of every sequence, and all logits are kept.
-MemoryBudget memory_budget(const Arguments& arguments, const Sequences& sequences) {
+MemoryBudget memory_budget(const Arguments& arguments, const Sequences& sequences, const Backend& backend) {
   std::int64_t tokens = 0, chunk = 0;
   for (const auto& sequence : sequences) {
     tokens += static_cast<std::int64_t>(sequence.size());
@@ -98,7 +98,8 @@ MemoryBudget memory_budget(const Arguments& arguments, const Sequences& sequence
           .chunk_tokens = chunk,
           .logit_rows = tokens + chunk,
           .sequences = static_cast<std::int64_t>(sequences.size()),
-          .sequence_tokens = tokens + kPageTokens * static_cast<std::int64_t>(sequences.size())};
+          .sequence_tokens = tokens + kPageTokens * static_cast<std::int64_t>(sequences.size()),
+          .beside_weight = beside_weights(arguments.engine.numerics, backend)};
 }
 
 Status logits(const Arguments& arguments) {
@@ -110,8 +111,10 @@ Status logits(const Arguments& arguments) {
   ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend,
                          make_backend(arguments.engine.backend, arguments.engine.isa, pool));
-  HADAL_ASSIGN_OR_RETURN(const Model model, Model::load(arguments.engine.model, arguments.engine.notice,
-                                                        memory_budget(arguments, sequences)));
+  HADAL_ASSIGN_OR_RETURN(const Model model,
+                         Model::load(arguments.engine.model, arguments.engine.notice,
+                                     memory_budget(arguments, sequences, *backend),
+                                     WeightCheck::before(arguments.engine.numerics, pool)));
   Numerics numerics = model.quantised() ? Numerics::official : Numerics::exact;
   if (!arguments.engine.numerics.empty()) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(arguments.engine.numerics));

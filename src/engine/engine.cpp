@@ -50,7 +50,7 @@ Result<Opened> open_embedded(const EngineOptions& options, ThreadPool& pool) {
   return opened;
 }
 
-Result<Opened> open_directory(const EngineOptions& options) {
+Result<Opened> open_directory(const EngineOptions& options, const Backend& backend, ThreadPool& pool) {
   Opened opened;
   // The tokenizer first: what it takes is then part of the memory plan.
   if (options.tokenizer) {
@@ -58,8 +58,11 @@ Result<Opened> open_directory(const EngineOptions& options) {
   }
   const MemoryBudget memory{.bytes = options.memory_bytes,
                             .chunk_tokens = options.chunk_tokens,
-                            .sequence_tokens = options.memory_tokens};
-  HADAL_ASSIGN_OR_RETURN(opened.model, Model::load(options.model, options.notice, memory));
+                            .sequences = options.memory_sequences,
+                            .sequence_tokens = options.memory_tokens,
+                            .beside_weight = beside_weights(options.numerics, backend)};
+  HADAL_ASSIGN_OR_RETURN(opened.model, Model::load(options.model, options.notice, memory,
+                                                   WeightCheck::before(options.numerics, pool)));
   HADAL_ASSIGN_OR_RETURN(opened.config_json, read_file(options.model / "config.json"));
   if (options.tokenizer) {
     // A tokenizer may know fewer ids than the embedding has rows, never more.
@@ -152,6 +155,8 @@ Result<Engine> Engine::open(const EngineOptions& options) {
     return fail(ErrorCode::invalid_argument, fmt::format("checkpoint_tokens is {}, expected a multiple of {}",
                                                          options.checkpoint_tokens, kPageTokens));
   }
+  if (options.memory_sequences < 1)
+    return fail(ErrorCode::invalid_argument, "memory_sequences must be at least 1");
   HADAL_ASSIGN_OR_RETURN(const NumaPolicy numa, numa_policy_from_string(options.numa));
   const bool embedded = options.model.empty();
   if (embedded && options.memory_bytes > 0) {
@@ -161,8 +166,8 @@ Result<Engine> Engine::open(const EngineOptions& options) {
   apply_memory_policy({options.huge_pages, numa}, options.notice);
   auto impl = std::make_shared<Impl>(options);
   HADAL_ASSIGN_OR_RETURN(impl->backend, make_backend(options.backend, options.isa, impl->pool));
-  HADAL_ASSIGN_OR_RETURN(Opened opened,
-                         embedded ? open_embedded(options, impl->pool) : open_directory(options));
+  HADAL_ASSIGN_OR_RETURN(Opened opened, embedded ? open_embedded(options, impl->pool)
+                                                 : open_directory(options, *impl->backend, impl->pool));
   impl->model = std::move(opened.model);
   impl->tokenizer = std::move(opened.tokenizer);
 
@@ -173,6 +178,8 @@ Result<Engine> Engine::open(const EngineOptions& options) {
   HADAL_ASSIGN_OR_RETURN(impl->state, choose_state_format(options.state, quantises_rows(numerics)));
   HADAL_RETURN_IF_ERROR(check_numerics(*impl->model, numerics));
   impl->transformer.emplace(*impl->model, *impl->backend, numerics);
+  if (options.notice && impl->transformer->prepared().bytes > 0)
+    options.notice(impl->transformer->prepared().to_string());
   const Config& config = impl->model->config();
   EngineInfo& info = impl->info;
   info.model = embedded ? "embedded" : options.model.string();

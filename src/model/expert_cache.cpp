@@ -11,6 +11,8 @@
 
 #include "base/check.h"
 #include "base/rng.h"
+#include "model/weight_check.h"
+#include "tensor/finite.h"
 
 namespace hadal {
 namespace {
@@ -209,7 +211,7 @@ std::optional<ExpertCache::Piece> ExpertCache::start_piece() {
 
 Status ExpertCache::read(const Piece& piece, std::byte* slot) const {
   Status done = files_[piece.file].read(piece.offset, piece.bytes, slot + piece.memory);
-  if (done) return done;
+  if (done) return check(piece, slot);
   // The first tensor that has a byte in the piece stands for all.
   for (const FilePiece& tensor : experts_[static_cast<std::size_t>(piece.id)].pieces) {
     if (tensor.file == piece.file && tensor.offset < piece.offset + piece.bytes &&
@@ -217,6 +219,33 @@ Status ExpertCache::read(const Piece& piece, std::byte* slot) const {
       return tl::unexpected(Error(done.error()).with_context(fmt::format("tensor '{}'", tensor.name)));
   }
   return done;
+}
+
+// What check_weights leaves to the cache: scales, and FP8 codes, of the part of an expert that was read.
+Status ExpertCache::check(const Piece& piece, const std::byte* slot) const {
+  const StoredExpert& expert = experts_[static_cast<std::size_t>(piece.id)];
+  const Linear* const linears[] = {&expert.shape.w1, &expert.shape.w2, &expert.shape.w3};
+  for (std::size_t i = 0; i < expert.pieces.size(); ++i) {
+    const Linear& w = *linears[i / 2];
+    const FilePiece& tensor = expert.pieces[i];
+    const bool scales = i % 2 == 1;
+    if (tensor.file != piece.file || !w.quantised() || (!scales && w.format == Linear::Format::fp4)) continue;
+    const std::uint64_t begin = std::max(tensor.offset, piece.offset);
+    const std::uint64_t end = std::min(tensor.end(), piece.offset + piece.bytes);
+    if (begin >= end) continue;
+    const std::byte* data = slot + piece.memory + (begin - piece.offset);
+    const auto n = static_cast<std::int64_t>(end - begin);
+    const std::int64_t bad =
+        scales ? first_scale_above(w.format == Linear::Format::fp8 ? kMostScaleOfE4m3 : kMostScaleOfE2m1,
+                                   reinterpret_cast<const std::uint8_t*>(data), n)
+               : first_not_finite(DType::f8_e4m3, data, n);
+    if (bad < 0) continue;
+    return tl::unexpected(not_finite(tensor.name, scales ? DType::f8_e8m0 : DType::f8_e4m3,
+                                     scales ? scale_shape(w.format, w.out, w.in) : Shape{w.out, w.in},
+                                     data + bad, static_cast<std::int64_t>(begin - tensor.offset) + bad)
+                              .with_context(files_[piece.file].path().filename().string()));
+  }
+  return {};
 }
 
 // No more pieces of an expert that is being read are begun. Its slot is free when those under way have ended.

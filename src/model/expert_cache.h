@@ -79,7 +79,8 @@ class ExpertCache {
     bool last = false;
   };
   // The next of the wanted experts, ascending, as many as are in memory; waits for at least one. Errors: io,
-  // naming file and tensor; cancelled. After an error nothing is wanted any more.
+  // and corrupt for a weight that is not finite, naming file and tensor; cancelled. After an error nothing is
+  // wanted any more.
   Result<Wave> next();
   // After the last wave: its experts may leave again.
   void finish();
@@ -130,6 +131,7 @@ class ExpertCache {
   Piece piece(std::int32_t id, std::int32_t index) const;
   static std::int32_t count_pieces(const StoredExpert& expert);
   Status read(const Piece& piece, std::byte* slot) const;
+  Status check(const Piece& piece, const std::byte* slot) const;
   // The rest is called under the mutex.
   std::optional<Piece> start_piece();
   void drop_load(std::int32_t id);

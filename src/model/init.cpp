@@ -16,6 +16,7 @@
 
 #include "base/check.h"
 #include "base/file_writer.h"
+#include "base/readable.h"
 #include "base/rng.h"
 #include "formats/safetensors_writer.h"
 #include "tensor/codec.h"
@@ -492,11 +493,12 @@ Result<InitSummary> init_checkpoint(const Config& config, const fs::path& direct
   std::error_code error;
   const fs::space_info space = fs::space(staging.path(), error);
   if (!error && space.available < static_cast<std::uintmax_t>(summary.bytes)) {
-    return fail(ErrorCode::resource_exhausted,
-                fmt::format("{}: the checkpoint takes {:.1f} GB and {:.1f} GB are free; use another disk, or "
-                            "fewer --layers or --experts",
-                            directory.string(), static_cast<double>(summary.bytes) * 1e-9,
-                            static_cast<double>(space.available) * 1e-9));
+    return fail(
+        ErrorCode::resource_exhausted,
+        fmt::format("{}: the checkpoint takes {}B and {}B are free; use another disk, or fewer --layers or "
+                    "--experts",
+                    directory.string(), readable(summary.bytes),
+                    readable(static_cast<double>(space.available))));
   }
   Buffer<std::byte> buffer = Buffer<std::byte>::uninitialised(kBufferBytes);
   std::int64_t done = 0;
@@ -548,10 +550,10 @@ Result<Buffer<std::byte>> init_checkpoint_bytes(const Config& config, std::uint6
   const auto memory =
       static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
   if (static_cast<double>(bytes) > memory) {
-    return fail(ErrorCode::resource_exhausted,
-                fmt::format("random weights of {:.1f} GB do not fit in this machine's {:.1f} GB; use fewer "
-                            "layers or experts",
-                            static_cast<double>(bytes) * 1e-9, memory * 1e-9));
+    return fail(
+        ErrorCode::resource_exhausted,
+        fmt::format("random weights of {}B do not fit in this machine's {}B; use fewer layers or experts",
+                    readable(bytes), readable(memory)));
   }
   Buffer<std::byte> image = Buffer<std::byte>::uninitialised(header.size() + static_cast<std::size_t>(bytes));
   std::memcpy(image.data(), header.data(), header.size());

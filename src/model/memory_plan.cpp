@@ -27,9 +27,10 @@ std::int64_t sequence_tokens(const Config& config, const MemoryBudget& budget) {
 
 std::string MemoryPlan::to_string() const {
   return fmt::format(
-      "{:.1f} GB = {:.1f} process + {:.1f} dense + {:.1f} scratch and state + {:.1f} for {} of {} experts",
-      gb(budget), gb(process + other), gb(dense), gb(scratch + state), gb(slots * slot_bytes), grouped(slots),
-      grouped(experts));
+      "{:.1f} GB = {:.1f} process + {:.1f} dense{} + {:.1f} scratch and state + {:.1f} for {} of {} experts",
+      gb(budget), gb(process + other), gb(dense),
+      prepared > 0 ? fmt::format(" + {:.1f} of it again as int8", gb(prepared)) : "", gb(scratch + state),
+      gb(slots * slot_bytes), grouped(slots), grouped(experts));
 }
 
 std::int64_t scratch_bytes(const Config& config, const MemoryBudget& budget) {
@@ -56,12 +57,13 @@ std::int64_t scratch_bytes(const Config& config, const MemoryBudget& budget) {
 }
 
 Result<MemoryPlan> plan_memory(const Config& config, const StateLayout& layout, const MemoryBudget& budget,
-                               std::int64_t process, std::int64_t dense, std::int64_t experts,
-                               std::int64_t slot_bytes) {
+                               std::int64_t process, std::int64_t dense, std::int64_t prepared,
+                               std::int64_t experts, std::int64_t slot_bytes) {
   MemoryPlan plan;
   plan.budget = budget.bytes;
   plan.process = process;
   plan.dense = dense;
+  plan.prepared = prepared;
   plan.scratch = scratch_bytes(config, budget);
   // Of each sequence its fixed part twice (a failed forward goes back to the copy) and one page begun.
   plan.sequence_tokens = sequence_tokens(config, budget);
@@ -69,7 +71,8 @@ Result<MemoryPlan> plan_memory(const Config& config, const StateLayout& layout, 
   plan.other = budget.other_bytes;
   plan.experts = experts;
   plan.slot_bytes = slot_bytes;
-  const std::int64_t fixed = plan.process + plan.other + plan.dense + plan.scratch + plan.state;
+  const std::int64_t fixed =
+      plan.process + plan.other + plan.dense + plan.prepared + plan.scratch + plan.state;
   const std::int64_t least = ExpertCache::least_slots(config.num_experts_per_tok);
   plan.slots =
       std::min(std::max(experts, least), std::max<std::int64_t>(0, budget.bytes - fixed) / slot_bytes);
@@ -81,7 +84,7 @@ Result<MemoryPlan> plan_memory(const Config& config, const StateLayout& layout, 
             "a memory budget of {:.2f} GB is too small: {:.2f} GB is the least that works here ({:.2f} "
             "dense weights, {:.2f} scratch and state, {:.2f} for {} experts, {:.2f} the process "
             "itself); shorter chunks and contexts need less",
-            gb(budget.bytes), gb(fixed + least * slot_bytes) + 0.005, gb(plan.dense),
+            gb(budget.bytes), gb(fixed + least * slot_bytes) + 0.005, gb(plan.dense + plan.prepared),
             gb(plan.scratch + plan.state), gb(least * slot_bytes), least, gb(plan.process + plan.other)));
   }
   return plan;

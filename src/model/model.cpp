@@ -256,7 +256,7 @@ Model& Model::operator=(Model&&) noexcept = default;
 Model::~Model() = default;
 
 Result<Model> Model::bind(Config config, Checkpoint checkpoint, const Notice& notice,
-                          const MemoryBudget& memory) {
+                          const MemoryBudget& memory, const WeightCheck& check) {
   if (config.has_dspark) {  // the drafter in mtp.* is not the MTP block of the first releases
     config.compress_ratios.resize(static_cast<std::size_t>(config.num_hidden_layers));
     config.num_nextn_predict_layers = 0;
@@ -271,14 +271,15 @@ Result<Model> Model::bind(Config config, Checkpoint checkpoint, const Notice& no
                            StreamedWeights::take(impl->config, impl->f32_layout, impl->checkpoint, memory,
                                                  notice, impl->weights));
   }
+  HADAL_RETURN_IF_ERROR(check_weights(impl->config, impl->weights, impl->checkpoint, check));
   return Model(std::move(impl));
 }
 
 Result<Model> Model::load(const std::filesystem::path& directory, const Notice& notice,
-                          const MemoryBudget& memory) {
+                          const MemoryBudget& memory, const WeightCheck& check) {
   HADAL_ASSIGN_OR_RETURN(Config config, load_config(directory));
   HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::open(directory));
-  auto model = bind(std::move(config), std::move(checkpoint), notice, memory);
+  auto model = bind(std::move(config), std::move(checkpoint), notice, memory, check);
   if (!model) return tl::unexpected(std::move(model).error().with_context(directory.string()));
   return model;
 }

@@ -16,6 +16,7 @@
 #include "model/parameters.h"
 #include "model/rope.h"
 #include "model/sequence_state.h"
+#include "model/weight_check.h"
 
 namespace hadal {
 
@@ -23,11 +24,11 @@ class Model {
  public:
   // A directory in Hugging Face layout. `notice` hears what was left out (a drafter) and why.
   static Result<Model> load(const std::filesystem::path& directory, const Notice& notice = {},
-                            const MemoryBudget& memory = {});
+                            const MemoryBudget& memory = {}, const WeightCheck& check = {});
   // From a config and an open checkpoint, which the model keeps. With a memory budget the dense weights are
   // read into memory and routed experts stay on disk; the plan goes to `notice` before any of it is taken.
   static Result<Model> bind(Config config, Checkpoint checkpoint, const Notice& notice = {},
-                            const MemoryBudget& memory = {});
+                            const MemoryBudget& memory = {}, const WeightCheck& check = {});
 
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;

@@ -114,12 +114,17 @@ Result<StreamedWeights> StreamedWeights::take(const Config& config, const StateL
   }
   const FileLayout dense = lay_out(found.dense, kLongestRange);
 
+  std::int64_t prepared = 0;
+  if (budget.beside_weight) {
+    for (const Linear* w : found.dense_slots) prepared += budget.beside_weight(*w);
+  }
+
   StreamedWeights streamed;
   checkpoint.release_pages();
-  HADAL_ASSIGN_OR_RETURN(
-      streamed.plan,
-      plan_memory(config, layout, budget, resident_memory_bytes(), static_cast<std::int64_t>(dense.bytes),
-                  static_cast<std::int64_t>(found.experts.size()), static_cast<std::int64_t>(slot_bytes)));
+  HADAL_ASSIGN_OR_RETURN(streamed.plan, plan_memory(config, layout, budget, resident_memory_bytes(),
+                                                    static_cast<std::int64_t>(dense.bytes), prepared,
+                                                    static_cast<std::int64_t>(found.experts.size()),
+                                                    static_cast<std::int64_t>(slot_bytes)));
   if (notice) notice("memory: " + streamed.plan.to_string());
   HADAL_ASSIGN_OR_RETURN(streamed.dense, AnonymousMemory::map(dense.bytes));
   HADAL_RETURN_IF_ERROR(read_all(checkpoint.files(), dense, streamed.dense.data()));

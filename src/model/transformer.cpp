@@ -1,6 +1,7 @@
 #include "model/transformer.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include <fmt/format.h>
 
@@ -20,18 +21,43 @@ void grow(Buffer<float>& buffer, std::int64_t size) {
 }  // namespace
 
 Status check_numerics(const Model& model, Numerics numerics) {
+  bool packs_experts = false;
   if (numerics == Numerics::int8 && model.memory_plan() != nullptr) {
-    return fail(ErrorCode::unsupported,
-                "int8 numerics keep the FP8 weights a second time, which a memory budget does not cover; use "
-                "official numerics, or no budget");
+    model.for_each_linear([&](const Linear& w) {
+      packs_experts = packs_experts || (w.weight == nullptr && w.format == Linear::Format::fp8);
+    });
+  }
+  if (packs_experts) {
+    return fail(
+        ErrorCode::unsupported,
+        "int8 numerics pack FP8 weights once, and under a memory budget this model's FP8 experts come "
+        "from disk again and again; use official numerics, or no budget");
   }
   return {};
+}
+
+std::function<std::int64_t(const Linear&)> beside_weights(std::string_view numerics, const Backend& backend) {
+  if (numerics != to_string(Numerics::int8)) return {};
+  return [&backend](const Linear& w) { return backend.prepared_bytes(w, InputRounding::int8); };
+}
+
+std::string Transformer::Prepared::to_string() const {
+  return fmt::format("{:.2f} GB of FP8 weights made int8 beside the checkpoint in {:.2f} s ({:.1f} GB/s)",
+                     static_cast<double>(weight_bytes) / 1e9, seconds,
+                     static_cast<double>(weight_bytes) / 1e9 / seconds);
 }
 
 Transformer::Transformer(const Model& model, Backend& backend, Numerics numerics)
     : model_(model), backend_(backend), numerics_(numerics) {
   if (numerics != Numerics::int8) return;
-  model.for_each_linear([&](const Linear& w) { prepared_bytes_ += backend.prepare(w, InputRounding::int8); });
+  const auto start = std::chrono::steady_clock::now();
+  model.for_each_linear([&](const Linear& w) {
+    if (w.weight == nullptr) return;  // an expert on disk
+    const std::int64_t bytes = backend.prepare(w, InputRounding::int8);
+    if (bytes > 0) prepared_.weight_bytes += w.out * w.row_bytes();
+    prepared_.bytes += bytes;
+  });
+  prepared_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 template <class Body>

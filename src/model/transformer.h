@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include <hadal/error.h>
@@ -24,9 +26,11 @@ struct BatchItem {
   Logits logits = Logits::last;          // of which of them
 };
 
-// Whether a model can run in these numerics. Errors: unsupported, where a memory budget would not cover what
-// they keep beside the weights.
+// Whether a model can run in these numerics. Errors: unsupported, for `int8` with FP8 experts on disk.
 Status check_numerics(const Model& model, Numerics numerics);
+// MemoryBudget::beside_weight for these numerics, as an option names them: what a Transformer will have the
+// backend prepare.
+std::function<std::int64_t(const Linear&)> beside_weights(std::string_view numerics, const Backend& backend);
 
 class Transformer {
  public:
@@ -62,8 +66,16 @@ class Transformer {
   const Model& model() const { return model_; }
   Backend& backend() { return backend_; }
   Numerics numerics() const { return numerics_; }
-  // What the backend made beside the weights for these numerics, in memory.
-  std::int64_t prepared_bytes() const { return prepared_bytes_; }
+  // What the backend made beside the weights for these numerics.
+  struct Prepared {
+    std::int64_t weight_bytes = 0;  // read, as the file has them
+    std::int64_t bytes = 0;         // made, in memory
+    double seconds = 0;
+
+    // "1.23 GB of FP8 weights made int8 beside the checkpoint in 0.4 s (2.9 GB/s)"
+    std::string to_string() const;
+  };
+  const Prepared& prepared() const { return prepared_; }
   std::size_t scratch_bytes() const {
     return arena_.reserved_bytes() + 4 * (streams_.size() + logits_.size());
   }
@@ -77,7 +89,7 @@ class Transformer {
   const Model& model_;
   Backend& backend_;
   Numerics numerics_;
-  std::int64_t prepared_bytes_ = 0;
+  Prepared prepared_;
   Arena arena_;
   Buffer<float> streams_, logits_;
   std::int64_t streams_size_ = 0;

@@ -26,6 +26,10 @@ class Backend {
   // Makes what a fast path wants beside a weight, once, before its first use with this rounding; the bytes
   // taken.
   virtual std::int64_t prepare(const Linear& /*weight*/, InputRounding /*rounding*/) { return 0; }
+  // What prepare() would take for a weight of this shape and format.
+  virtual std::int64_t prepared_bytes(const Linear& /*weight*/, InputRounding /*rounding*/) const {
+    return 0;
+  }
   // Times every op from now on, or, if null, none. Must outlive its use.
   void set_profile(Profile* profile) { profile_ = profile; }
 

@@ -1,3 +1,6 @@
+#include <sys/stat.h>
+
+#include <cstdlib>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -22,6 +25,24 @@ TEST(Render, WritesThePromptAndNothingElse) {
   EXPECT_EQ(result.out, kBos + "<｜User｜>Hi<｜Assistant｜><think>");
   EXPECT_EQ(result.err, "");
   EXPECT_EQ(run_command("render --think off -", kHi).out, kBos + "<｜User｜>Hi<｜Assistant｜></think>");
+}
+
+TEST(Render, ReadsWhateverCanBeRead) {
+  const std::string expected = kBos + "<｜User｜>Hi<｜Assistant｜><think>";
+  EXPECT_EQ(run_command("render /dev/stdin", kHi).out, expected);
+  const TempDirectory directory;
+  const std::string file = directory.file("hi.json", kHi), pipe = directory.path() + "/pipe";
+  EXPECT_EQ(run_command("render " + file).out, expected);
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_EQ(std::system(("cat " + file + " >" + pipe + " &").c_str()), 0);
+  EXPECT_EQ(run_command("render " + pipe).out, expected);
+
+  const CommandResult absent = run_command("render " + directory.path() + "/absent.json");
+  EXPECT_EQ(absent.exit_code, 1);
+  EXPECT_THAT(absent.err, HasSubstr("/absent.json: cannot open: No such file or directory"));
+  const CommandResult folder = run_command("render " + directory.path());
+  EXPECT_EQ(folder.exit_code, 1);
+  EXPECT_THAT(folder.err, HasSubstr(": cannot read: Is a directory"));
 }
 
 TEST(Render, ThinkNamesALevelOfAnyDialect) {

@@ -6,6 +6,7 @@
 
 #include <hadal/engine.h>
 
+#include "formats/safetensors_image.h"
 #include "golden_data.h"
 
 namespace hadal {
@@ -145,8 +146,8 @@ TEST(Engine, SequencesForkTruncateSaveAndLoad) {
   EXPECT_EQ(rest_from(fork), expected);
   EXPECT_FALSE(fork.truncate(200).has_value());
 
-  const auto path =
-      std::filesystem::path(testing::TempDir()) / ("hadal_sequence_" + std::to_string(::getpid()));
+  const test::TemporaryDirectory directory;
+  const auto path = directory / "sequence";
   Sequence part = engine.start();
   ASSERT_TRUE(part.append(std::span(tokens).first(77)).has_value());
   ASSERT_TRUE(part.save(path).has_value());

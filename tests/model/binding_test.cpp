@@ -363,6 +363,97 @@ TEST(Binding, RefusesQuantisedWeightsWhoseInputsHaveNoWholeBlocks) {
       config);
 }
 
+// Values --------------------------------------------------------------------------------------------------
+
+void expect_corrupt(const Tensors& tensors, std::string_view message, WeightCheck::Depth depth,
+                    const Config& config = tiny()) {
+  ThreadPool pool(3);
+  for (ThreadPool* threads : {static_cast<ThreadPool*>(nullptr), &pool}) {
+    const auto model = Model::bind(config, tensors.checkpoint(), {}, {}, {depth, threads});
+    ASSERT_FALSE(model.has_value()) << "accepted, expected: " << message;
+    EXPECT_EQ(model.error().code(), ErrorCode::corrupt);
+    EXPECT_THAT(model.error().message(), StartsWith(message));
+    EXPECT_THAT(model.error().message(), HasSubstr("get it again from its source"));
+  }
+}
+
+TEST(Binding, NamesAWeightThatIsNotFinite) {
+  using Depth = WeightCheck::Depth;
+  struct Case {
+    const char* name;
+    std::size_t byte;
+    std::string put;
+    const char* message;
+  };
+  const auto bytes = [](std::initializer_list<int> values) {
+    std::string out;
+    for (const int value : values) out += static_cast<char>(value);
+    return out;
+  };
+  const std::vector<Case> cases = {
+      // Scales: NaN, and what takes the format's largest value beyond float32.
+      {"layers.1.attn.wkv.scale", 0, bytes({255}),
+       "'layers.1.attn.wkv.scale' is not finite at [0, 0] (F8_E8M0 0xff); "},
+      {"layers.1.attn.wkv.scale", 0, bytes({247}),
+       "'layers.1.attn.wkv.scale' is a scale that makes its weights infinite at [0, 0] (F8_E8M0 0xf7); "},
+      {"layers.3.ffn.experts.2.w3.scale", 4 * 100 + 3, bytes({255}),
+       "'layers.3.ffn.experts.2.w3.scale' is not finite at [100, 3] (F8_E8M0 0xff); "},
+      {"layers.3.ffn.experts.2.w3.scale", 4 * 100 + 3, bytes({253}),
+       "'layers.3.ffn.experts.2.w3.scale' is a scale that makes its weights infinite at [100, 3] (F8_E8M0 "
+       "0xfd); "},
+      // Codes of E4M3, both NaN.
+      {"layers.0.attn.wq_a.weight", 128 * 5 + 17, bytes({0x7f}),
+       "'layers.0.attn.wq_a.weight' is not finite at [5, 17] (F8_E4M3 0x7f); "},
+      {"layers.2.ffn.shared_experts.w2.weight", 128 * 128 - 1, bytes({0xff}),
+       "'layers.2.ffn.shared_experts.w2.weight' is not finite at [127, 127] (F8_E4M3 0xff); "},
+      // BF16 and float32: infinities of both signs, NaN; in matrices and in vectors.
+      {"embed.weight", 2 * (128 * 63 + 127), bytes({0x80, 0x7f}),
+       "'embed.weight' is not finite at [63, 127] (BF16 0x7f80); "},
+      {"head.weight", 0, bytes({0xc1, 0xff}), "'head.weight' is not finite at [0, 0] (BF16 0xffc1); "},
+      {"layers.1.attn_norm.weight", 2 * 9, bytes({0x80, 0xff}),
+       "'layers.1.attn_norm.weight' is not finite at [9] (BF16 0xff80); "},
+      {"layers.2.hc_attn_fn", 4 * (512 + 3), bytes({0, 0, 0x80, 0x7f}),
+       "'layers.2.hc_attn_fn' is not finite at [1, 3] (F32 0x7f800000); "},
+      {"layers.3.ffn.gate.bias", 4 * 3, bytes({1, 0, 0x80, 0xff}),
+       "'layers.3.ffn.gate.bias' is not finite at [3] (F32 0xff800001); "},
+      {"mtp.0.hnorm.weight", 2 * 127, bytes({0x80, 0x7f}),
+       "'mtp.0.hnorm.weight' is not finite at [127] (BF16 0x7f80); "},
+  };
+  const Tensors whole = Tensors::random(tiny());
+  for (const Case& c : cases) {
+    Tensors tensors = whole;
+    tensors.at(c.name).bytes.replace(c.byte, c.put.size(), c.put);
+    expect_corrupt(tensors, c.message, Depth::load);
+    EXPECT_TRUE(Model::bind(tiny(), tensors.checkpoint(), {}, {}, {Depth::none, nullptr}).has_value());
+  }
+  // The largest that there may be, and every FP4 code.
+  Tensors most = whole;
+  most.at("layers.1.attn.wkv.scale").bytes[0] = static_cast<char>(246);
+  most.at("layers.3.ffn.experts.2.w3.scale").bytes[7] = static_cast<char>(252);
+  most.at("layers.3.ffn.experts.2.w3.weight").bytes.assign(128 * 64, '\x7f');
+  expect_loads(tiny(), most);
+}
+
+TEST(Binding, FirstOfSeveralIsNamedWhoeverFindsIt) {
+  Tensors tensors = Tensors::random(tiny());
+  for (const char* name : {"layers.3.attn.wkv.scale", "layers.1.attn.wkv.scale", "mtp.0.e_proj.scale"})
+    tensors.at(name).bytes[0] = '\xff';
+  for (int i = 0; i < 20; ++i)
+    expect_corrupt(tensors, "'layers.1.attn.wkv.scale' ", WeightCheck::Depth::load);
+}
+
+// FP8 experts are the bulk of -Base releases: their codes are read when something else reads them, or on
+// demand.
+TEST(Binding, CodesOfFp8ExpertsAreForAWholeCheck) {
+  Config base = tiny();
+  base.expert_format = Linear::Format::fp8;
+  Tensors tensors = Tensors::random(base);
+  tensors.at("layers.2.ffn.experts.1.w2.weight").bytes[128 * 3 + 4] = '\x7f';
+  expect_loads(base, tensors);
+  expect_corrupt(tensors, "'layers.2.ffn.experts.1.w2.weight' is not finite at [3, 4] (F8_E4M3 0x7f); ",
+                 WeightCheck::Depth::all, base);
+}
+
 TEST(Binding, LoadNamesTheDirectory) {
   const auto model = Model::load("/no/such/model");
   ASSERT_FALSE(model.has_value());

@@ -150,6 +150,7 @@ class GoldenTest : public testing::TestWithParam<std::tuple<GoldenCase, BackendC
 
 // What only T1 was recorded for: its MTP block, and the intermediates inside its layers.
 class GoldenLayersTest : public GoldenTest {};
+class GoldenCompactTest : public GoldenTest {};
 
 TEST_P(GoldenTest, PrefillLogitsRowsAndSelections) {
   SequenceState state(model_->state_layout());
@@ -165,6 +166,37 @@ TEST_P(GoldenTest, PrefillLogitsRowsAndSelections) {
   if (recorded) {
     EXPECT_GT(compared, 2);
   }
+}
+
+// The selections of each indexer on the compact state, whose index rows are FP4. Each layer gets the streams
+// of a run that keeps float32 rows: what the compact state rounds besides (rope entries, to BF16) would reach
+// a later layer's scores and might turn a close choice.
+TEST_P(GoldenCompactTest, SelectionsAreTheRecordedOnes) {
+  Recorder wide;
+  transformer_->set_tap(&wide);
+  SequenceState state(model_->state_layout());
+  run(state, tokens_);
+  const Config& config = model_->config();
+  int compared = 0;
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    if (config.attention_kind(layer) != AttentionKind::csa) continue;
+    std::vector<float> streams(tokens_.size() *
+                               static_cast<std::size_t>(config.hc_mult * config.hidden_size));
+    if (layer == 0) {
+      backend_->run(EmbedParams{tokens_, &model_->weights().embed, config.hc_mult, streams.data()});
+    } else {
+      streams = *wide.values("layers." + std::to_string(layer - 1) + ".streams_out");
+    }
+    Recorder seen;
+    transformer_->set_tap(&seen);
+    SequenceState compact(model_->state_layout(StateFormat::compact));
+    ASSERT_TRUE(transformer_->forward_block(compact, tokens_, layer, streams));
+    const std::string name = "layers." + std::to_string(layer) + ".attn.indexer.topk";
+    ASSERT_NE(seen.ids(name), nullptr);
+    EXPECT_EQ(*seen.ids(name), golden_.values<std::int32_t>("run300." + name)) << name;
+    ++compared;
+  }
+  EXPECT_GT(compared, 0);
 }
 
 TEST_P(GoldenTest, PrefillThenDecode) {
@@ -244,6 +276,13 @@ const auto kT2 = testing::Values(
 
 INSTANTIATE_TEST_SUITE_P(T1, GoldenTest, testing::Combine(kT1, kBackends), test_name);
 INSTANTIATE_TEST_SUITE_P(T2, GoldenTest, testing::Combine(kT2, kBackends), test_name);
+INSTANTIATE_TEST_SUITE_P(All, GoldenCompactTest,
+                         testing::Combine(testing::Values(GoldenCase{"t1-m2", "t1-m2", Numerics::qsim},
+                                                          GoldenCase{"t1-m2", "t1-m2", Numerics::official},
+                                                          GoldenCase{"t2-m2", "t2-m2", Numerics::official}),
+                                          testing::Values(BackendChoice{"ref", ""},
+                                                          BackendChoice{"cpu", ""})),
+                         test_name);
 INSTANTIATE_TEST_SUITE_P(T1, GoldenLayersTest, testing::Combine(kT1, kBackends), test_name);
 
 }  // namespace

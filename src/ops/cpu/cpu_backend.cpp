@@ -50,16 +50,22 @@ CpuBackend::Input CpuBackend::input(const float* x, std::int64_t stride, std::in
   return in;
 }
 
-std::int64_t CpuBackend::prepare(const Linear& w, InputRounding rounding) {
+std::int64_t CpuBackend::prepared_bytes(const Linear& w, InputRounding rounding) const {
   if (rounding != InputRounding::int8 || w.format != Linear::Format::fp8) return 0;
+  return cpu::Int8Tiles::tiles(w.out) * cpu::Int8Tiles::bytes(w.in);
+}
+
+std::int64_t CpuBackend::prepare(const Linear& w, InputRounding rounding) {
+  const std::int64_t bytes = prepared_bytes(w, rounding);
+  if (bytes == 0) return 0;
   const std::int64_t tiles = cpu::Int8Tiles::tiles(w.out), tile_bytes = cpu::Int8Tiles::bytes(w.in);
   Buffer<std::byte>& packed = int8_tiles_[w.weight];
-  packed = Buffer<std::byte>::uninitialised(static_cast<std::size_t>(tiles * tile_bytes));
+  packed = Buffer<std::byte>::uninitialised(static_cast<std::size_t>(bytes));
   pool_.parallel_for(tiles, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t tile = begin; tile < end; ++tile)
       kernels_.pack_int8_tile(w, tile, packed.data() + tile * tile_bytes);
   });
-  return tiles * tile_bytes;
+  return bytes;
 }
 
 void CpuBackend::multiply(const Linear& w, std::int64_t begin, std::int64_t end, std::int64_t n_tokens,

@@ -17,6 +17,7 @@ class CpuBackend final : public ReferenceBackend {
   CpuBackend(const cpu::Kernels& kernels, ThreadPool& pool)
       : ReferenceBackend(pool), kernels_(kernels), name_("cpu-" + std::string(kernels.isa)) {}
   std::string_view name() const override { return name_; }
+  std::int64_t prepared_bytes(const Linear& w, InputRounding rounding) const override;
 
  private:
   std::int64_t prepare(const Linear& w, InputRounding rounding) override;

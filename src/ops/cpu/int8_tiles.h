@@ -32,6 +32,8 @@ struct Int8Tiles {
 
 // Tile `tile` of W, an FP8 matrix with in % 128 == 0, into out [Int8Tiles::bytes(w.in)].
 void pack_int8_tile(const Linear& w, std::int64_t tile, std::byte* out);
+// The same, value by value through ref::int8_row.
+void pack_int8_tile_plainly(const Linear& w, std::int64_t tile, std::byte* out);
 
 // Row `row` of packed tiles of a matrix with `in` columns: its codes [in] in natural order and scales
 // [in/32].

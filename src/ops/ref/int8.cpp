@@ -9,13 +9,6 @@
 #include "tensor/codec.h"
 
 namespace hadal::ref {
-namespace {
-
-// |x| below this is nothing beside the smallest input that E4M3 would keep; it keeps 127 / amax finite.
-constexpr float kNothing = 1e-30F;
-
-}  // namespace
-
 float quantise_int8_block(const float* x, std::int8_t* codes) {
   float amax = 0;
   for (int i = 0; i < 32; ++i) amax = std::max(amax, std::fabs(x[i]));
@@ -26,6 +19,19 @@ float quantise_int8_block(const float* x, std::int8_t* codes) {
   const float inverse = 127 / amax;
   for (int i = 0; i < 32; ++i) codes[i] = static_cast<std::int8_t>(std::nearbyint(x[i] * inverse));
   return amax / 127;
+}
+
+float int8_block(const float* v, std::int8_t* codes) {
+  float amax = 0;
+  for (int i = 0; i < 32; ++i) amax = std::max(amax, std::fabs(v[i]));
+  if (!(amax > kNothing)) {
+    std::fill_n(codes, 32, std::int8_t{0});
+    return 0;
+  }
+  const auto bits = std::bit_cast<std::uint32_t>(amax / 127);
+  const float scale = std::bit_cast<float>((bits + 0xffff) & 0xffff0000U);
+  for (int i = 0; i < 32; ++i) codes[i] = static_cast<std::int8_t>(std::nearbyint(v[i] / scale));
+  return scale;
 }
 
 void int8_row(const Linear& w, std::int64_t row, std::int8_t* codes, float* scales) {
@@ -41,23 +47,9 @@ void int8_row(const Linear& w, std::int64_t row, std::int8_t* codes, float* scal
       scales[b] = e8m0[b] < kLeastScale ? 0 : e8m0_to_f32(e8m0[b]) / 2;
     return;
   }
-  // E4M3 is rounded once more, to 127 steps of a BF16 scale that covers the 32 entries.
   std::vector<float> values(static_cast<std::size_t>(w.in));
   dequantise_row(w, row, values.data());
-  for (std::int64_t b = 0; b < w.in / 32; ++b) {
-    const float* v = values.data() + b * 32;
-    float amax = 0;
-    for (int i = 0; i < 32; ++i) amax = std::max(amax, std::fabs(v[i]));
-    if (!(amax > kNothing)) {
-      std::fill_n(codes + b * 32, 32, std::int8_t{0});
-      scales[b] = 0;
-      continue;
-    }
-    const auto bits = std::bit_cast<std::uint32_t>(amax / 127);
-    scales[b] = std::bit_cast<float>((bits + 0xffff) & 0xffff0000U);
-    for (int i = 0; i < 32; ++i)
-      codes[b * 32 + i] = static_cast<std::int8_t>(std::nearbyint(v[i] / scales[b]));
-  }
+  for (std::int64_t b = 0; b < w.in / 32; ++b) scales[b] = int8_block(values.data() + b * 32, codes + b * 32);
 }
 
 void linear_int8(const LinearParams& p, ThreadPool& pool) {

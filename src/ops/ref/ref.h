@@ -37,6 +37,11 @@ std::uint8_t quantise_e2m1_block(float* x, std::int64_t n, std::uint8_t* codes =
 
 // `int8` numerics. 32 entries as codes in [-127, 127] of the returned scale, amax / 127.
 float quantise_int8_block(const float* x, std::int8_t* codes);
+// The same for FP8 weights, with a BF16 scale that covers them: amax / 127, rounded up.
+float int8_block(const float* v, std::int8_t* codes);
+// A block none of whose values is larger is zeros of scale 0: it is nothing beside the smallest input that
+// E4M3 would keep, and 127 / amax stays finite.
+inline constexpr float kNothing = 1e-30F;
 // A row of FP4 or FP8 weights as codes [in] and scales [in/32]: FP4 exactly (twice its value), FP8 rounded
 // again.
 void int8_row(const Linear& w, std::int64_t row, std::int8_t* codes, float* scales);
