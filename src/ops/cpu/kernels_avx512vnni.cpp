@@ -20,9 +20,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "base/buffer.h"
 #include "ops/cpu/int8_tiles.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/scratch.h"
 #include "ops/cpu/target.h"
 #include "tensor/codec.h"
 
@@ -34,14 +34,6 @@ constexpr std::int64_t kAhead = 3072;  // bytes of prefetch, over page ends
 constexpr int kFused = 4;
 constexpr int kTokens = 12;  // of a tile
 constexpr std::int64_t kPanelTiles = 4;
-
-template <class T, int kWhich>
-T* scratch(std::int64_t n) {
-  static thread_local Buffer<T> buffer;
-  if (static_cast<std::int64_t>(buffer.size()) < n)
-    buffer = Buffer<T>::uninitialised(static_cast<std::size_t>(n));
-  return buffer.data();
-}
 
 // The record of a row for `here` entries of K from k on.
 struct Record {
@@ -67,13 +59,6 @@ struct Record {
 HADAL_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
 namespace hadal::cpu::avx512vnni {
 namespace {
-
-inline std::int64_t input_row(const GemmArgs& p, std::int64_t t) {
-  return p.x_index != nullptr ? std::int64_t{p.x_index[t]} : t;
-}
-inline float* output(const GemmArgs& p, std::int64_t t) {
-  return p.y + (p.y_index != nullptr ? std::int64_t{p.y_index[t]} : t) * p.y_stride;
-}
 
 // 2^(b-128), half the scale since codes are doubled, of E8M0 bytes in 32-bit lanes; 0 under kLeastScale.
 inline __m512 half_scale(__m512i b) {
@@ -141,7 +126,7 @@ template <int T>
 inline void multiply_fused(const GemmArgs& p) {
   const Linear& w = *p.weight;
   std::int64_t x_row[T];
-  for (int t = 0; t < T; ++t) x_row[t] = input_row(p, t);
+  for (int t = 0; t < T; ++t) x_row[t] = p.input_row(t);
   const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
   for (std::int64_t row = p.row_begin; row < p.row_end; row += 4) {
     const std::int64_t rows = std::min<std::int64_t>(4, p.row_end - row);
@@ -208,7 +193,7 @@ inline void multiply_fused(const GemmArgs& p) {
       const __m256 half =
           _mm256_add_ps(_mm512_castps512_ps256(chains[t]), _mm512_extractf32x8_ps(chains[t], 1));
       __m128 sum = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-      float* y = output(p, t) + row;
+      float* y = p.output(t) + row;
       if (p.accumulate) sum = _mm_add_ps(_mm_maskz_loadu_ps(mask, y), sum);
       _mm_mask_storeu_ps(y, mask, sum);
     }
@@ -333,7 +318,7 @@ inline void multiply_tiles(const GemmArgs& p, const Tile* tile, std::int64_t n_t
   alignas(64) float sums[kPanelTiles][4][T][16];
   std::memset(sums, 0, static_cast<std::size_t>(n_tiles) * sizeof(sums[0]));
   std::int64_t x_row[T];
-  for (int t = 0; t < T; ++t) x_row[t] = input_row(p, first_token + t);
+  for (int t = 0; t < T; ++t) x_row[t] = p.input_row(first_token + t);
   for (std::int64_t k = 0; k < depth; k += kPackedDepth) {
     const std::int64_t here = std::min(kPackedDepth, depth - k);
     const std::int8_t* x[T];
@@ -354,7 +339,7 @@ inline void multiply_tiles(const GemmArgs& p, const Tile* tile, std::int64_t n_t
       __m512 sum = _mm512_add_ps(_mm512_add_ps(_mm512_load_ps(sums[n][0][t]), _mm512_load_ps(sums[n][2][t])),
                                  _mm512_add_ps(_mm512_load_ps(sums[n][1][t]), _mm512_load_ps(sums[n][3][t])));
       sum = _mm512_permutexvar_ps(lanes, sum);
-      float* y = output(p, first_token + t) + row;
+      float* y = p.output(first_token + t) + row;
       if (p.accumulate) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum);
       _mm512_mask_storeu_ps(y, mask, sum);
     }
