@@ -69,9 +69,17 @@ class CpuBackend final : public ReferenceBackend {
     return buffer.data();
   }
   void assign_slots(const ExpertsParams& p);
-  // Rows [begin, end) of W on `n_tokens` tokens of the input; null indices: 0, 1, 2, ...
-  void multiply(const Linear& w, std::int64_t begin, std::int64_t end, std::int64_t n_tokens, const Input& in,
-                const std::int32_t* x_index, float* y, const std::int32_t* y_index, bool accumulate) const;
+  // Which rows of the input a multiplication takes, and where in the output theirs go: `first` and those
+  // after it, or by index.
+  struct Tokens {
+    std::int64_t count = 0;
+    std::int64_t first = 0;
+    const std::int32_t* x_index = nullptr;
+    const std::int32_t* y_index = nullptr;
+  };
+  // Rows [begin, end) of W.
+  void multiply(const Linear& w, std::int64_t begin, std::int64_t end, const Tokens& tokens, const Input& in,
+                float* y, bool accumulate) const;
   void index_select_slice(const IndexSelectParams& p);
   // Leaves for each token t of [token_begin, token_end) the candidates among rows [row_begin, row_end) at
   // keys + t * keys_stride, and their number.
