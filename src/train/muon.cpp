@@ -8,7 +8,8 @@
 namespace hadal {
 namespace {
 
-// Above this share of all work, divided by the number of threads, a matrix alone would keep the others waiting.
+// Above this share of all work, divided by the number of threads, a matrix alone would keep the others
+// waiting.
 constexpr double kLargeShare = 0.5;
 
 template <class Body>
@@ -44,8 +45,9 @@ void Muon::step_matrix(const MuonMatrix& matrix, float learning_rate, float grad
   });
   worker.newton_schulz.run(u, matrix.rows, matrix.columns, pool);
   const float keep = 1 - learning_rate * options_.weight_decay;
-  const float rate = learning_rate * options_.gamma *
-                     static_cast<float>(std::sqrt(static_cast<double>(std::max(matrix.rows, matrix.columns))));
+  const float rate =
+      learning_rate * options_.gamma *
+      static_cast<float>(std::sqrt(static_cast<double>(std::max(matrix.rows, matrix.columns))));
   for_range(pool, n, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) matrix.weight[i] = matrix.weight[i] * keep - rate * u[i];
   });
@@ -69,8 +71,8 @@ void Muon::step(std::span<const MuonMatrix> matrices, float learning_rate, float
   pool_.parallel_for(pool_.size(), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t self = begin; self < end; ++self) {
       for (std::size_t i = queue++; i < order.size(); i = queue++)
-        step_matrix(matrices[order[i]], learning_rate, gradient_scale, workers_[static_cast<std::size_t>(self)],
-                    nullptr);
+        step_matrix(matrices[order[i]], learning_rate, gradient_scale,
+                    workers_[static_cast<std::size_t>(self)], nullptr);
     }
   });
 }

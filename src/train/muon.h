@@ -22,7 +22,7 @@ struct MuonOptions {
   float momentum = 0.95F;  // mu
   float weight_decay = 0.1F;
   float gamma = 0.18F;
-  ProductPrecision precision = ProductPrecision::bf16;  // of Newton-Schulz; M and W are float32
+  Precision precision = Precision::bf16;  // of Newton-Schulz; M and W are float32
 };
 
 // One logically independent matrix, row-major without gaps.

@@ -43,7 +43,8 @@ void reserve(Buffer<float>& buffer, std::int64_t n) {
 }  // namespace
 
 double newton_schulz_flops(std::int64_t rows, std::int64_t columns) {
-  const auto n = static_cast<double>(std::min(rows, columns)), m = static_cast<double>(std::max(rows, columns));
+  const auto n = static_cast<double>(std::min(rows, columns)),
+             m = static_cast<double>(std::max(rows, columns));
   // Y Y^T and its square by halves, then (n x n)(n x m)
   return (kBlowUpSteps + kSettleSteps) * (n * (n + 1) * m + n * n * (n + 1) + 2 * n * n * m);
 }
@@ -60,7 +61,8 @@ void NewtonSchulz::run(float* x, std::int64_t rows, std::int64_t columns, Thread
   // 1 / norm is at most 2^149, beyond float32: a norm under 2^-100 is scaled in two steps.
   const auto scale = [&](float* out, const auto& source) {
     const double inverse = 1 / norm;
-    for (std::int64_t i = 0; i < n * m; ++i) out[i] = static_cast<float>(static_cast<double>(source(i)) * inverse);
+    for (std::int64_t i = 0; i < n * m; ++i)
+      out[i] = static_cast<float>(static_cast<double>(source(i)) * inverse);
   };
   if (tall) {
     transpose(x, rows, columns, 1, next_.data());
@@ -71,16 +73,37 @@ void NewtonSchulz::run(float* x, std::int64_t rows, std::int64_t columns, Thread
   for (int step = 0; step < kBlowUpSteps + kSettleSteps; ++step) {
     const Coefficients k = step < kBlowUpSteps ? kBlowUp : kSettle;
     // S = Y Y^T
-    product_.run({.a = y_.data(), .b = y_.data(), .b_transposed = true, .c = gram_.data(), .rows = n,
-                  .columns = n, .depth = m, .symmetric = true},
+    product_.run({.a = y_.data(),
+                  .b = y_.data(),
+                  .b_transposed = true,
+                  .c = gram_.data(),
+                  .rows = n,
+                  .columns = n,
+                  .depth = m,
+                  .symmetric = true},
                  pool);
     // T = b S + c S S
-    product_.run({.a = gram_.data(), .b = gram_.data(), .c = factor_.data(), .rows = n, .columns = n, .depth = n,
-                  .alpha = k.c, .beta = k.b, .add = gram_.data(), .symmetric = true},
+    product_.run({.a = gram_.data(),
+                  .b = gram_.data(),
+                  .c = factor_.data(),
+                  .rows = n,
+                  .columns = n,
+                  .depth = n,
+                  .alpha = k.c,
+                  .beta = k.b,
+                  .add = gram_.data(),
+                  .symmetric = true},
                  pool);
     // Y <- a Y + T Y
-    product_.run({.a = factor_.data(), .b = y_.data(), .c = next_.data(), .rows = n, .columns = m, .depth = n,
-                  .alpha = 1, .beta = k.a, .add = y_.data()},
+    product_.run({.a = factor_.data(),
+                  .b = y_.data(),
+                  .c = next_.data(),
+                  .rows = n,
+                  .columns = m,
+                  .depth = n,
+                  .alpha = 1,
+                  .beta = k.a,
+                  .add = y_.data()},
                  pool);
     std::swap(y_, next_);
   }

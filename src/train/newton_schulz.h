@@ -2,15 +2,15 @@
 // of X and singular values near one.
 //
 // With Y = V diag(s) W^T, the step Y <- a Y + b (Y Y^T) Y + c (Y Y^T)^2 Y keeps V and W and maps every s to
-// a s + b s^3 + c s^5. Eight steps with (3.4445, -4.7750, 2.0315) blow small s up by 3.4 each, at the price of
-// values that wander between 0.7 and 1.2; two with (2, -1.5, 0.5), whose map has value 1 and slope 0 at 1, settle
-// them. Started from X / ||X||_F, an s of 1e-4 or more ends in [0.999, 1.003] in exact arithmetic.
+// a s + b s^3 + c s^5. Eight steps with (3.4445, -4.7750, 2.0315) blow small s up by 3.4 each, at the price
+// of values that wander between 0.7 and 1.2; two with (2, -1.5, 0.5), whose map has value 1 and slope 0 at 1,
+// settle them. Started from X / ||X||_F, an s of 1e-4 or more ends in [0.999, 1.003] in exact arithmetic.
 #pragma once
 
 #include <cstdint>
 
 #include "base/thread_pool.h"
-#include "ops/matrix_product.h"
+#include "train/matrix_product.h"
 
 namespace hadal {
 
@@ -21,7 +21,7 @@ double newton_schulz_flops(std::int64_t rows, std::int64_t columns);
 // Holds its scratch memory; one per thread.
 class NewtonSchulz {
  public:
-  NewtonSchulz(const cpu::Kernels& kernels, ProductPrecision precision) : product_(kernels, precision) {}
+  NewtonSchulz(const cpu::Kernels& kernels, Precision precision) : product_(kernels, precision) {}
 
   // x [rows, columns] becomes U, in place; zero stays zero. On all threads of `pool`, or, if it is null, on
   // the calling one: the result is the same.
@@ -29,8 +29,8 @@ class NewtonSchulz {
 
  private:
   MatrixProduct product_;
-  Buffer<float> y_, next_;        // [n, m], n the smaller side
-  Buffer<float> gram_, factor_;   // [n, n]
+  Buffer<float> y_, next_;       // [n, m], n the smaller side
+  Buffer<float> gram_, factor_;  // [n, n]
 };
 
 }  // namespace hadal

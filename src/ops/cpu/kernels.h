@@ -50,7 +50,7 @@ struct Int8Input {
   std::int32_t* offset128 = nullptr;  // -128 * that sum
 };
 
-// `rows` rows of C = alpha A B + beta D against one panel of B (ops/matrix_product.h).
+// `rows` rows of C = alpha A B + beta D against one panel of B (train/matrix_product.h).
 struct ProductArgs {
   const void* a = nullptr;  // [rows, depth], row-major: float32, or BF16 with an even stride
   std::int64_t a_stride = 0;

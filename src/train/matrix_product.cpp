@@ -1,4 +1,4 @@
-#include "ops/matrix_product.h"
+#include "train/matrix_product.h"
 
 #include <algorithm>
 
@@ -32,10 +32,6 @@ void for_range(ThreadPool* pool, std::int64_t n, std::int64_t grain, Body&& body
 
 }  // namespace
 
-std::string_view to_string(ProductPrecision precision) {
-  return precision == ProductPrecision::f32 ? "f32" : "bf16";
-}
-
 // Columns past the last one of B, and the odd k at the end, are zero.
 void MatrixProduct::pack_panel(const Args& p, std::int64_t panel) {
   const std::int64_t width = kernels_.product_columns, first = panel * width;
@@ -46,7 +42,8 @@ void MatrixProduct::pack_panel(const Args& p, std::int64_t panel) {
     // k in blocks, so that what a transposing walk touches stays in the first-level cache.
     constexpr std::int64_t kDepthBlock = 32;
     const std::int64_t depth = round_up(p.depth, pairs);
-    if (columns < width || depth > p.depth) std::fill_n(out, depth * width, typename std::remove_pointer_t<decltype(out)>{});
+    if (columns < width || depth > p.depth)
+      std::fill_n(out, depth * width, typename std::remove_pointer_t<decltype(out)>{});
     for (std::int64_t k0 = 0; k0 < p.depth; k0 += kDepthBlock) {
       const std::int64_t k1 = std::min(k0 + kDepthBlock, p.depth);
       if (p.b_transposed) {
@@ -62,10 +59,11 @@ void MatrixProduct::pack_panel(const Args& p, std::int64_t panel) {
       }
     }
   };
-  if (precision_ == ProductPrecision::f32) {
+  if (precision_ == Precision::f32) {
     pack(panels_.data() + panel * p.depth * width, 1, [](float x) { return x; });
   } else if (kernels_.product_bf16 != nullptr) {
-    pack(panels_bf16_.data() + panel * round_up(p.depth, 2) * width, 2, [](float x) { return f32_to_bf16(x); });
+    pack(panels_bf16_.data() + panel * round_up(p.depth, 2) * width, 2,
+         [](float x) { return f32_to_bf16(x); });
   } else {
     pack(panels_.data() + panel * p.depth * width, 1, [](float x) { return bf16_to_f32(f32_to_bf16(x)); });
   }
@@ -84,13 +82,13 @@ void MatrixProduct::multiply_block(const Args& p, std::int64_t row_block, std::i
   args.alpha = p.alpha;
   args.beta = p.beta;
   args.add = p.add != nullptr ? p.add + row * p.columns + column : nullptr;
-  if (precision_ == ProductPrecision::bf16 && kernels_.product_bf16 != nullptr) {
+  if (precision_ == Precision::bf16 && kernels_.product_bf16 != nullptr) {
     args.depth = args.a_stride = round_up(p.depth, 2);
     args.a = rounded_bf16_.data() + row * args.a_stride;
     args.panel = panels_bf16_.data() + panel * args.depth * width;
     kernels_.product_bf16(args);
   } else {
-    args.a = (precision_ == ProductPrecision::bf16 ? rounded_.data() : p.a) + row * args.a_stride;
+    args.a = (precision_ == Precision::bf16 ? rounded_.data() : p.a) + row * args.a_stride;
     args.panel = panels_.data() + panel * args.depth * width;
     kernels_.product(args);
   }
@@ -103,7 +101,7 @@ void MatrixProduct::multiply_block(const Args& p, std::int64_t row_block, std::i
 void MatrixProduct::run(const Args& p, ThreadPool* pool) {
   HADAL_CHECK(!p.symmetric || p.rows == p.columns);
   const std::int64_t width = kernels_.product_columns, panels = (p.columns + width - 1) / width;
-  const bool bf16 = precision_ == ProductPrecision::bf16, dot = bf16 && kernels_.product_bf16 != nullptr;
+  const bool bf16 = precision_ == Precision::bf16, dot = bf16 && kernels_.product_bf16 != nullptr;
   if (dot) {
     const std::int64_t stride = round_up(p.depth, 2);
     std::uint16_t* a = grow(rounded_bf16_, p.rows * stride);

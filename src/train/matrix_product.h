@@ -1,24 +1,21 @@
-// Products of dense matrices, for the trainer: C = alpha A B + beta D in float32, or with A and B rounded to
-// BF16 and sums in float32. An element of C is one chain of multiply-adds over ascending k (BF16: over pairs
-// of k), so neither tiles nor threads show in it.
+// The products of Newton-Schulz: C = alpha A B + beta D, symmetric or not, on all threads for a large matrix
+// or on one thread beside others (which Matmul does not do). An element of C is one chain of multiply-adds
+// over ascending k (BF16: over pairs of k), so neither tiles nor threads show in it.
 #pragma once
 
 #include <cstdint>
-#include <string_view>
 
 #include "base/buffer.h"
 #include "base/thread_pool.h"
 #include "ops/cpu/kernels.h"
+#include "train/matmul.h"
 
 namespace hadal {
-
-enum class ProductPrecision : std::uint8_t { f32, bf16 };
-std::string_view to_string(ProductPrecision precision);
 
 // Holds the packed operands of the latest product; one per thread.
 class MatrixProduct {
  public:
-  MatrixProduct(const cpu::Kernels& kernels, ProductPrecision precision)
+  MatrixProduct(const cpu::Kernels& kernels, Precision precision)
       : kernels_(kernels), precision_(precision) {}
 
   struct Args {
@@ -41,11 +38,11 @@ class MatrixProduct {
   void multiply_block(const Args& args, std::int64_t row_block, std::int64_t panel);
 
   const cpu::Kernels& kernels_;
-  ProductPrecision precision_;
-  Buffer<float> panels_;                 // float32, or BF16 where the instruction set has no dot product for it
-  Buffer<std::uint16_t> panels_bf16_;    // [panel][depth / 2][columns][2]
-  Buffer<float> rounded_;                // A [rows, depth] after rounding to BF16, likewise
-  Buffer<std::uint16_t> rounded_bf16_;   // A [rows, depth rounded up to even]
+  Precision precision_;
+  Buffer<float> panels_;               // float32, or BF16 where the instruction set has no dot product for it
+  Buffer<std::uint16_t> panels_bf16_;  // [panel][depth / 2][columns][2]
+  Buffer<float> rounded_;              // A [rows, depth] after rounding to BF16, likewise
+  Buffer<std::uint16_t> rounded_bf16_;  // A [rows, depth rounded up to even]
 };
 
 }  // namespace hadal
