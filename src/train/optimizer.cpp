@@ -1,0 +1,144 @@
+#include "train/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace hadal {
+namespace {
+
+bool is_trained(const ParameterInfo& info, Trained trained) {
+  return trained == Trained::all || is_indexer(info) == (trained == Trained::indexer);
+}
+
+UpdateRule rule_of(const ParameterInfo& info, bool muon) {
+  const UpdateRule rule = update_rule(info.role);
+  return rule == UpdateRule::muon && !muon ? UpdateRule::adamw : rule;
+}
+
+}  // namespace
+
+UpdateRule update_rule(Role role) {
+  switch (role) {
+    case Role::embedding:
+    case Role::head:
+    case Role::norm:
+    case Role::hc_base:
+    case Role::hc_scale:
+      return UpdateRule::adamw;
+    case Role::position_bias:
+    case Role::attention_sink:
+      return UpdateRule::adamw_no_decay;
+    case Role::router_bias:
+    case Role::hash_table:
+      return UpdateRule::none;
+    case Role::attention_projection:
+    case Role::mtp_projection:
+    case Role::expert:
+    case Role::shared_expert:
+    case Role::compressor_projection:
+    case Role::index_weights:
+    case Role::router:
+    case Role::hc_mixer:
+      return UpdateRule::muon;
+  }
+  return UpdateRule::none;
+}
+
+Optimizer::Optimizer(const Config& config, const cpu::Kernels& kernels, const OptimizerOptions& options,
+                     ThreadPool& pool)
+    : options_(options),
+      o_groups_(config.o_groups),
+      pool_(pool),
+      muon_(kernels, options.muon_options, pool),
+      state_{ParameterSet(config), {}, 0, 0} {
+  std::int64_t size = 0;
+  for (const Parameter& p : state_.first.parameters()) {
+    const UpdateRule rule = rule_of(p.info, options.muon);
+    const bool second = rule == UpdateRule::adamw || rule == UpdateRule::adamw_no_decay;
+    second_offsets_.push_back(second ? size : -1);
+    if (second) size += p.size;
+  }
+  state_.second = Buffer<float>(static_cast<std::size_t>(size));
+}
+
+double Optimizer::muon_flops() const {
+  double flops = 0;
+  for (const Parameter& p : state_.first.parameters()) {
+    if (rule_of(p.info, options_.muon) == UpdateRule::muon)
+      flops += newton_schulz_flops(p.info.shape[0], p.info.shape[1]);
+  }
+  return flops;
+}
+
+void Optimizer::step(ParameterSet& weights, const ParameterSet& gradients, Trained trained,
+                     double learning_rate, double gradient_norm) {
+  const double clip = options_.clip_norm;
+  const auto scale = static_cast<float>(clip > 0 && gradient_norm > clip ? clip / gradient_norm : 1);
+  const auto rate = static_cast<float>(learning_rate);
+  std::vector<MuonMatrix> matrices;
+  std::vector<AdamwVector> indexer, others;
+  const auto parameters = weights.parameters();
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const Parameter& p = parameters[i];
+    const UpdateRule rule = rule_of(p.info, options_.muon);
+    if (rule == UpdateRule::none || !is_trained(p.info, trained)) continue;
+    float* const weight = weights.values().data() + p.offset;
+    float* const first = state_.first.values().data() + p.offset;
+    const float* const gradient = gradients.values().data() + p.offset;
+    if (rule == UpdateRule::muon) {
+      // wo_a is one matrix per group of heads, each with inputs of its own; all others are what they are.
+      const std::int64_t parts = p.info.name.ends_with(".wo_a.weight") ? o_groups_ : 1;
+      const std::int64_t rows = p.info.shape[0] / parts, columns = p.info.shape[1];
+      for (std::int64_t g = 0; g < parts; ++g) {
+        const std::int64_t at = g * rows * columns;
+        matrices.push_back({weight + at, first + at, gradient + at, rows, columns});
+      }
+    } else {
+      AdamwVector vector{weight,   first,  state_.second.data() + second_offsets_[i],
+                         gradient, p.size, rule == UpdateRule::adamw};
+      (is_indexer(p.info) ? indexer : others).push_back(vector);
+    }
+  }
+  if (trained != Trained::all_but_indexer) ++state_.indexer_steps;
+  if (trained != Trained::indexer) ++state_.other_steps;
+  muon_.step(matrices, rate, scale);
+  adamw_step(indexer, options_.adamw, state_.indexer_steps, rate, scale, pool_);
+  adamw_step(others, options_.adamw, state_.other_steps, rate, scale, pool_);
+}
+
+double gradient_norm(const ParameterSet& gradients, ThreadPool& pool) {
+  constexpr std::int64_t kPiece = 1 << 14;
+  const auto values = gradients.values();
+  const auto n = static_cast<std::int64_t>(values.size());
+  std::vector<double> sums(static_cast<std::size_t>((n + kPiece - 1) / kPiece));
+  pool.parallel_for(static_cast<std::int64_t>(sums.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t piece = begin; piece < end; ++piece) {
+      double sum = 0;
+      for (std::int64_t i = piece * kPiece; i < std::min(n, (piece + 1) * kPiece); ++i) {
+        const double x = values[static_cast<std::size_t>(i)];
+        sum += x * x;
+      }
+      sums[static_cast<std::size_t>(piece)] = sum;
+    }
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return std::sqrt(total);
+}
+
+const Parameter* first_not_finite(const ParameterSet& set, ThreadPool& pool) {
+  const auto parameters = set.parameters();
+  std::vector<std::uint8_t> bad(parameters.size());
+  pool.parallel_for(
+      static_cast<std::int64_t>(parameters.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+        for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+          const auto values = set[parameters[i]];
+          bad[i] =
+              std::any_of(values.begin(), values.end(), [](float x) { return !std::isfinite(x); }) ? 1 : 0;
+        }
+      });
+  const auto found = std::find(bad.begin(), bad.end(), std::uint8_t{1});
+  return found == bad.end() ? nullptr : &parameters[static_cast<std::size_t>(found - bad.begin())];
+}
+
+}  // namespace hadal
