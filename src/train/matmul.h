@@ -42,7 +42,7 @@ class Matmul {
 
  private:
   ThreadPool& pool_;
-  Buffer<std::uint32_t> packed_;  // operands, as the kernel reads them
+  Buffer<std::uint32_t> packed_;  // operands as the kernel reads them; grows to the largest call
 };
 
 }  // namespace hadal

@@ -66,9 +66,10 @@ struct MixingSums {
 
 class Objective {
  public:
-  // Errors: unsupported, for a config that cannot be trained here (more than one MTP block; hc_mult above 16).
-  // The pool must outlive the objective, which belongs to one thread.
-  static Result<Objective> create(const Config& config, ThreadPool& pool, const ObjectiveOptions& options = {});
+  // Errors: unsupported, for a config that cannot be trained here (more than one MTP block; hc_mult above
+  // 16). The pool must outlive the objective, which belongs to one thread.
+  static Result<Objective> create(const Config& config, ThreadPool& pool,
+                                  const ObjectiveOptions& options = {});
   Objective(Objective&&) noexcept;
   Objective& operator=(Objective&&) noexcept;
   ~Objective();

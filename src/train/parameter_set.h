@@ -1,6 +1,6 @@
 // One float32 number for every element of every parameter of a model, in the order of the one walk
-// (model/parameters.h). Master weights, gradients and the optimizer's moments are all sets of the same layout,
-// so that what belongs together lies at the same offset.
+// (model/parameters.h). Master weights, gradients and the optimizer's moments are all sets of the same
+// layout, so that what belongs together lies at the same offset.
 #pragma once
 
 #include <cstddef>
@@ -24,9 +24,7 @@ struct Parameter {
   std::int64_t size = 0;    // elements; 0 for a hash table, whose ids are in ParameterSet::table
   // Whether the loss has a gradient with respect to it: not the router's bias, which only chooses, and not
   // the hash table.
-  bool differentiable() const {
-    return info.role != Role::router_bias && info.role != Role::hash_table;
-  }
+  bool differentiable() const { return info.role != Role::router_bias && info.role != Role::hash_table; }
 };
 
 class ParameterSet {
