@@ -8,6 +8,7 @@
 
 #include "base/mapped_file.h"
 #include "text/json_value.h"
+#include "text/text_pieces.h"
 #include "text/utf8.h"
 #include "train/token_file.h"
 
@@ -105,20 +106,6 @@ Result<MarkedTokens> read_line(const Tokenizer& tokenizer, std::string_view line
   result.tokens.insert(result.tokens.end(), ids.begin(), ids.end());
   if (options.document_marks) result.tokens.push_back(options.eos);
   return result;
-}
-
-// Ends of the pieces of a text that threads tokenise on their own: behind a newline between two ASCII
-// letters, where V4's patterns cut whatever stands around it.
-std::vector<std::size_t> piece_ends(std::string_view text, std::size_t wanted) {
-  std::vector<std::size_t> ends;
-  const auto plain = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
-  for (std::size_t at = wanted; at + 1 < text.size(); at = (ends.empty() ? 0 : ends.back()) + wanted) {
-    while (at + 1 < text.size() && !(text[at] == '\n' && plain(text[at - 1]) && plain(text[at + 1]))) ++at;
-    if (at + 1 >= text.size()) break;
-    ends.push_back(at + 1);
-  }
-  ends.push_back(text.size());
-  return ends;
 }
 
 Result<std::vector<std::int32_t>> encode_parallel(const Tokenizer& tokenizer, std::string_view text,

@@ -292,7 +292,7 @@ TEST_F(TrainerTest, AnExportHoldsTheWeights) {
       }
       EXPECT_LE(error, tolerance * size) << p.info.name;
       if (p.info.role != Role::hash_table) continue;
-      const auto ids = weights.table(p), got_ids = back.table(p);
+      const auto ids = weights.table(p), got_ids = back.table(*back.find(p.info.name));
       EXPECT_TRUE(std::equal(ids.begin(), ids.end(), got_ids.begin(), got_ids.end())) << p.info.name;
     }
   };
