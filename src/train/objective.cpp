@@ -150,10 +150,6 @@ Losses Objective::Impl::run(const ParameterSet& weights, const TrainingBatch& ba
       [&](Pass& pass, std::vector<BlockLayer>& blocks, ReadoutLayer& readout, const float* streams) {
         const Weights& w = weights.weights();
         const std::int64_t n = pass.n(), d = config.hidden_size, width = config.hc_mult * d;
-        // The head's gradient is computed with the loss. When the indexer learns alone, the backbone has
-        // none.
-        ParameterSet* const backbone = options.indexer_alone ? nullptr : gradients;
-        pass.gradients = backbone;
         Losses losses;
         const ReadoutLayer::Loss ce =
             readout.forward(pass, streams, tokens.data() + n, counts.data() + n, scale);
@@ -173,9 +169,9 @@ Losses Objective::Impl::run(const ParameterSet& weights, const TrainingBatch& ba
         losses.total = losses.ce + double{options.mtp_weight} * losses.mtp +
                        double{options.balance_weight} * losses.balance +
                        double{options.index_weight} * losses.index_kl;
-        pass.gradients = gradients;
         if (gradients == nullptr) return losses;
         if (options.indexer_alone) {
+          if (mtp) mtp->backward_indexer(pass);
           for (BlockLayer& block : blocks) block.backward_indexer(pass);
           return losses;
         }
