@@ -272,7 +272,9 @@ class TinyModel:
             if ratio == 4:
                 scores = self.index_scores(x.detach(), qr.detach(), p + "indexer.", ratio)
                 if self.sparse and rows.shape[1] > c["index_topk"]:
-                    best = scores.masked_fill(~visible, -math.inf).topk(c["index_topk"], -1).indices
+                    # Among equals, such as rows that no head's relu lets through, the first: a stable sort.
+                    order = scores.masked_fill(~visible, -math.inf).sort(dim=-1, descending=True, stable=True).indices
+                    best = order[..., : c["index_topk"]]
                     visible = visible & torch.zeros_like(visible).scatter(-1, best, True)
             kv = torch.cat((kv, rows), 1)
             seen = torch.cat((seen, visible), -1)

@@ -170,7 +170,7 @@ struct AttentionCase {
 };
 
 std::vector<AttentionCase> attention_cases() {
-  return {{2, 7, 2, 5, 3, 0, 0}, {2, 13, 3, 6, 4, 4, 0}, {1, 17, 2, 32, 5, 4, 2}, {1, 9, 1, 16, 20, 8, 0}};
+  return {{2, 7, 2, 5, 3, 0, 0}, {2, 13, 3, 6, 4, 4, 0}, {1, 17, 2, 32, 5, 4, 2}, {1, 18, 1, 16, 20, 8, 0}};
 }
 
 TEST_P(Gradients, CausalAttention) {

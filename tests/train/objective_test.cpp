@@ -175,7 +175,8 @@ TEST_F(ObjectiveTest, Bf16IsNear) {
   objective(with, pool_).forward_backward(*weights_, batch_, 1, rounded);
   std::vector<float> difference(exact.values().begin(), exact.values().end());
   for (std::size_t i = 0; i < difference.size(); ++i) difference[i] -= rounded.values()[i];
-  EXPECT_LT(norm(difference), 0.05 * norm(exact.values()));
+  // 2^-9 for every operand, and in so narrow a model some choices and clamps fall the other way.
+  EXPECT_LT(norm(difference), 0.1 * norm(exact.values()));
   EXPECT_GT(norm(difference), 0);
 }
 
