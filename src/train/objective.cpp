@@ -199,7 +199,7 @@ Result<Objective> Objective::create(const Config& config, ThreadPool& pool, cons
                             config.hidden_size, config.moe_intermediate_size, config.index_head_dim));
   }
   HADAL_ASSIGN_OR_RETURN(auto backend, make_backend("cpu", "", pool));
-  HADAL_ASSIGN_OR_RETURN(auto training, make_training_backend("cpu", pool));
+  HADAL_ASSIGN_OR_RETURN(auto training, make_training_backend("cpu", "", pool));
   return Objective(std::make_unique<Impl>(config, pool, options, std::move(backend), std::move(training)));
 }
 
@@ -241,6 +241,9 @@ std::span<const std::int32_t> Objective::routing() const {
 }
 const MixingSums& Objective::mixing_sums() const {
   return impl_->mixing_sums;
+}
+std::int64_t Objective::matmul_flops() const {
+  return impl_->matmul.flops();
 }
 std::int64_t Objective::memory() const {
   return static_cast<std::int64_t>(impl_->kept.reserved_bytes() + impl_->scratch.reserved_bytes());
