@@ -13,39 +13,69 @@ namespace {
 // while a panel of b after the other passes through the first.
 constexpr std::int64_t kPieceRows = 8, kPieceColumns = 2;
 
-// The packed operands of one product, and where its jobs begin among those of all products.
-struct Plan {
-  const MatmulParams* product = nullptr;
-  cpu::PackedMatrix a, b;
-  std::int64_t a_at = 0, b_at = 0;  // in the packed words
-  std::int64_t first_pack = 0;      // packing jobs: a panel of a or b
-  std::int64_t first_piece = 0;     // pieces of c
+// An operand as it is packed, and where its panels begin among those of all operands. Products that share one
+// (the input of several linears) share its packed form.
+struct Operand {
+  cpu::PackedMatrix matrix;
+  const float* x = nullptr;
+  std::int64_t stride = 0;
+  bool transposed = false;
+  std::int64_t words = 0;  // where its words begin
+  std::int64_t first_panel = 0;
+};
+struct Product {
+  const MatmulParams* params = nullptr;
+  std::size_t a = 0, b = 0;
   std::int64_t pieces_across = 0;
+  std::int64_t first_piece = 0;
 };
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
 }
 
-// The last plan whose jobs begin at or before `job`.
-const Plan& plan_of(const std::vector<Plan>& plans, std::int64_t Plan::*first, std::int64_t job) {
-  return *(std::upper_bound(plans.begin(), plans.end(), job,
-                            [&](std::int64_t j, const Plan& p) { return j < p.*first; }) -
+// The last item whose jobs begin at or before `job`.
+template <class Item>
+const Item& item_of(const std::vector<Item>& items, std::int64_t Item::*first, std::int64_t job) {
+  return *(std::upper_bound(items.begin(), items.end(), job,
+                            [&](std::int64_t j, const Item& item) { return j < item.*first; }) -
            1);
 }
+
+// All operands of a call.
+class Operands {
+ public:
+  explicit Operands(const cpu::MatmulKernel& kernel) : kernel_(kernel) {}
+
+  std::size_t add(bool left, std::int64_t rows, std::int64_t depth, const float* x, std::int64_t stride,
+                  bool transposed) {
+    const cpu::PackedMatrix matrix(kernel_, left, rows, depth);
+    for (std::size_t i = 0; i < all_.size(); ++i) {
+      const Operand& o = all_[i];
+      if (o.x == x && o.stride == stride && o.transposed == transposed && o.matrix == matrix) return i;
+    }
+    all_.push_back({matrix, x, stride, transposed, words_, panels_});
+    words_ += ceil_div(matrix.words(), 16) * 16;
+    panels_ += matrix.panels();
+    return all_.size() - 1;
+  }
+  const std::vector<Operand>& all() const { return all_; }
+  std::int64_t words() const { return words_; }
+  std::int64_t panels() const { return panels_; }
+
+ private:
+  const cpu::MatmulKernel& kernel_;
+  std::vector<Operand> all_;
+  std::int64_t words_ = 0, panels_ = 0;
+};
 
 }  // namespace
 
 void Matmul::run(std::span<const MatmulParams> products, Precision precision) {
   const cpu::MatmulKernel& kernel = cpu::matmul_kernel(precision == Precision::bf16);
-  std::vector<Plan> plans;
-  plans.reserve(products.size());
-  std::int64_t n_words = 0, packs = 0, pieces = 0;
-  const auto take = [&n_words](std::int64_t n) {
-    const std::int64_t at = n_words;
-    n_words += ceil_div(n, 16) * 16;
-    return at;
-  };
+  Operands operands(kernel);
+  std::vector<Product> live;
+  std::int64_t pieces = 0;
   for (const MatmulParams& p : products) {
     HADAL_CHECK(p.m >= 0 && p.n >= 0 && p.k >= 0);
     flops_ += 2 * p.m * p.n * p.k;
@@ -53,45 +83,35 @@ void Matmul::run(std::span<const MatmulParams> products, Precision precision) {
       for (std::int64_t i = 0; i < p.m; ++i) std::fill_n(p.c + i * p.c_stride, p.n, 0.0F);
     }
     if (p.m == 0 || p.n == 0 || p.k == 0) continue;
-    Plan plan;
-    plan.product = &p;
-    plan.a = {kernel, true, p.m, p.k};
-    plan.b = {kernel, false, p.n, p.k};
-    plan.a_at = take(plan.a.words());
-    plan.b_at = take(plan.b.words());
-    plan.first_pack = packs;
-    packs += plan.a.panels() + plan.b.panels();
-    plan.first_piece = pieces;
-    plan.pieces_across = ceil_div(plan.b.panels(), kPieceColumns);
-    pieces += ceil_div(plan.a.panels(), kPieceRows) * plan.pieces_across;
-    plans.push_back(plan);
+    Product product{&p, operands.add(true, p.m, p.k, p.a, p.a_stride, p.a_transposed),
+                    // b is [k, n]: the rows of its packed form are its columns
+                    operands.add(false, p.n, p.k, p.b, p.b_stride, !p.b_transposed), 0, pieces};
+    product.pieces_across = ceil_div(operands.all()[product.b].matrix.panels(), kPieceColumns);
+    pieces += ceil_div(operands.all()[product.a].matrix.panels(), kPieceRows) * product.pieces_across;
+    live.push_back(product);
   }
-  if (static_cast<std::int64_t>(packed_.size()) < n_words)
-    packed_ = Buffer<std::uint32_t>::uninitialised(static_cast<std::size_t>(n_words));
+  if (static_cast<std::int64_t>(packed_.size()) < operands.words())
+    packed_ = Buffer<std::uint32_t>::uninitialised(static_cast<std::size_t>(operands.words()));
 
   std::uint32_t* words = packed_.data();
-  pool_.parallel_for(packs, 1, [&](std::int64_t begin, std::int64_t end) {
+  pool_.parallel_for(operands.panels(), 2, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t job = begin; job < end; ++job) {
-      const Plan& plan = plan_of(plans, &Plan::first_pack, job);
-      const MatmulParams& p = *plan.product;
-      const std::int64_t panel = job - plan.first_pack, of_b = panel - plan.a.panels();
-      if (of_b < 0) {
-        plan.a.pack(panel, p.a, p.a_stride, p.a_transposed, words + plan.a_at);
-      } else {  // b is [k, n]: the rows of its packed form are its columns
-        plan.b.pack(of_b, p.b, p.b_stride, !p.b_transposed, words + plan.b_at);
-      }
+      const Operand& o = item_of(operands.all(), &Operand::first_panel, job);
+      o.matrix.pack(job - o.first_panel, o.x, o.stride, o.transposed, words + o.words);
     }
   });
   pool_.parallel_for(pieces, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t job = begin; job < end; ++job) {
-      const Plan& plan = plan_of(plans, &Plan::first_piece, job);
-      const MatmulParams& p = *plan.product;
-      const std::int64_t piece = job - plan.first_piece;
-      const std::int64_t i = piece / plan.pieces_across * kPieceRows,
-                         j = piece % plan.pieces_across * kPieceColumns;
-      multiply_panels(kernel, plan.a, words + plan.a_at, i, std::min(i + kPieceRows, plan.a.panels()), plan.b,
-                      words + plan.b_at, j, std::min(j + kPieceColumns, plan.b.panels()), p.c, p.c_stride,
-                      p.accumulate);
+      const Product& product = item_of(live, &Product::first_piece, job);
+      const MatmulParams& p = *product.params;
+      const Operand& a = operands.all()[product.a];
+      const Operand& b = operands.all()[product.b];
+      const std::int64_t piece = job - product.first_piece;
+      const std::int64_t i = piece / product.pieces_across * kPieceRows;
+      const std::int64_t j = piece % product.pieces_across * kPieceColumns;
+      multiply_panels(kernel, a.matrix, words + a.words, i, std::min(i + kPieceRows, a.matrix.panels()),
+                      b.matrix, words + b.words, j, std::min(j + kPieceColumns, b.matrix.panels()), p.c,
+                      p.c_stride, p.accumulate);
     }
   });
 }

@@ -19,6 +19,8 @@ class PackedMatrix {
         depth_(depth),
         panels_((rows + width_ - 1) / width_) {}
 
+  bool operator==(const PackedMatrix&) const = default;
+
   std::int64_t panels() const { return panels_; }
   std::int64_t width() const { return width_; }
   std::int64_t words() const { return panels_ * width_ * kernel_->units(depth_); }
