@@ -71,9 +71,9 @@ Status build(const Arguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const CorpusSummary summary,
                          build_corpus(*tokenizer, arguments.files, arguments.out, options, pool));
   bar.clear();
-  fmt::print(stderr, "{}: {} documents, {} bytes, {} tokens ({} count), {} held out, {} shard{}\n", arguments.out,
-             summary.documents, summary.bytes, summary.tokens, summary.counted, summary.held_out_tokens, summary.shards,
-             summary.shards == 1 ? "" : "s");
+  fmt::print(stderr, "{}: {} documents, {} bytes, {} tokens ({} count), {} held out, {} shard{}\n",
+             arguments.out, summary.documents, summary.bytes, summary.tokens, summary.counted,
+             summary.held_out_tokens, summary.shards, summary.shards == 1 ? "" : "s");
   return {};
 }
 
@@ -84,10 +84,13 @@ void register_data(CLI::App& app, Outcome& outcome) {
   data->require_subcommand(1);
   const auto arguments = std::make_shared<Arguments>();
   CLI::App* const command = data->add_subcommand("build", "Text and JSONL to shards of tokens");
-  command->add_option("-t,--tokenizer", arguments->tokenizer, "tokenizer.json, or a directory with it")->required();
+  command->add_option("-t,--tokenizer", arguments->tokenizer, "tokenizer.json, or a directory with it")
+      ->required();
   command->add_option("-o,--out", arguments->out, "The directory to write shards into")->required();
-  command->add_option("--held-out", arguments->held_out,
-                      "Share to keep for evaluation, in OUT/held_out: the end of each text, every n-th JSONL line")
+  command
+      ->add_option(
+          "--held-out", arguments->held_out,
+          "Share to keep for evaluation, in OUT/held_out: the end of each text, every n-th JSONL line")
       ->check(CLI::Range(0.0, 0.9));
   command->add_option("--shard-tokens", arguments->shard_tokens, "Most tokens in a shard")
       ->check(CLI::PositiveNumber)
@@ -97,11 +100,14 @@ void register_data(CLI::App& app, Outcome& outcome) {
   command->add_option("--threads", arguments->threads, "Threads; 0 for all")
       ->envname("HADAL_THREADS")
       ->check(CLI::Range(0, 4096));
-  command->add_option("FILE", arguments->files,
-                      "Text; or *.jsonl with {\"text\": ...} or {\"messages\": [...]} lines, of which only what the "
-                      "assistant says counts")
+  command
+      ->add_option(
+          "FILE", arguments->files,
+          "Text; or *.jsonl with {\"text\": ...} or {\"messages\": [...]} lines, of which only what the "
+          "assistant says counts")
       ->required();
-  command->footer("Example: hadal data build -t models/default -o data/shakespeare --held-out 0.1 tinyshakespeare.txt");
+  command->footer(
+      "Example: hadal data build -t models/default -o data/shakespeare --held-out 0.1 tinyshakespeare.txt");
   command->callback([arguments, &outcome] {
     const Status status = build(*arguments);
     outcome.exit_code = status ? kDone : report(status.error());

@@ -9,8 +9,8 @@
 #include "base/file_writer.h"
 #include "base/mapped_file.h"
 #include "cli/command.h"
-#include "cli/prompt.h"
 #include "cli/progress.h"
+#include "cli/prompt.h"
 #include "embedded_model.h"
 #include "text/bpe_trainer.h"
 #include "text/tokenizer_json.h"
@@ -43,7 +43,8 @@ Status train(const Arguments& arguments) {
   for (const std::string& name : arguments.files) {
     HADAL_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::open(name));
     const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-    if (text.empty()) return fail(ErrorCode::invalid_argument, fmt::format("{}: empty; give it some text", name));
+    if (text.empty())
+      return fail(ErrorCode::invalid_argument, fmt::format("{}: empty; give it some text", name));
     HADAL_RETURN_IF_ERROR(check_utf8(text, name));
     HADAL_RETURN_IF_ERROR(counts.add(pre_tokenizer, text, pool));
     bytes += text.size();
@@ -55,8 +56,8 @@ Status train(const Arguments& arguments) {
   bar.clear();
   HADAL_ASSIGN_OR_RETURN(const std::string json, tokenizer_json_with(base, bpe, arguments.vocab_size));
   HADAL_RETURN_IF_ERROR(write_file(arguments.out, json));
-  fmt::print(stderr, "{}: {} bytes, {} different words, {} merges, {} ids{}\n", arguments.out, bytes, words.size(),
-             bpe.merges.size(), arguments.vocab_size,
+  fmt::print(stderr, "{}: {} bytes, {} different words, {} merges, {} ids{}\n", arguments.out, bytes,
+             words.size(), bpe.merges.size(), arguments.vocab_size,
              static_cast<std::int64_t>(bpe.symbols.size()) < n_symbols
                  ? fmt::format("; {} of them place holders, since no further pair occurs {} times",
                                n_symbols - static_cast<std::int64_t>(bpe.symbols.size()), arguments.min_count)
@@ -78,9 +79,10 @@ void register_tokenizer(CLI::App& app, Outcome& outcome) {
   command->add_option("--min-count", arguments->min_count, "A pair must occur so often to become a token")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--base", arguments->base,
-                      "tokenizer.json, or a directory with it, whose patterns and added tokens to keep; by default "
-                      "the embedded model's, which are V4's");
+  command->add_option(
+      "--base", arguments->base,
+      "tokenizer.json, or a directory with it, whose patterns and added tokens to keep; by default "
+      "the embedded model's, which are V4's");
   command->add_option("--threads", arguments->threads, "Threads; 0 for all")
       ->envname("HADAL_THREADS")
       ->check(CLI::Range(0, 4096));

@@ -1,4 +1,5 @@
-// hadal train: a recipe to a model, with a run directory that a stopped run goes on from; its report; its export.
+// hadal train: a recipe to a model, with a run directory that a stopped run goes on from; its report; its
+// export.
 #include <csignal>
 #include <memory>
 #include <string>
@@ -50,7 +51,8 @@ Status train(const Arguments& arguments) {
   options.on_step = [&](const StepMetrics& m) {
     if (m.validation) {
       bar.clear();
-      fmt::print(stderr, "step {}: held out: ce {:.4f}, mtp {:.4f}\n", m.plan.step + 1, m.validation->ce, m.validation->mtp);
+      fmt::print(stderr, "step {}: held out: ce {:.4f}, mtp {:.4f}\n", m.plan.step + 1, m.validation->ce,
+                 m.validation->mtp);
     }
     bar.show(m.plan.step + 1, steps,
              fmt::format("ce {:.3f}  lr {:.2e}  {:.0f} tokens/s", m.losses.ce, m.plan.learning_rate,
@@ -66,16 +68,19 @@ Status train(const Arguments& arguments) {
   HADAL_RETURN_IF_ERROR(trainer.run());
   bar.clear();
   if (trainer.step() < steps) {
-    fmt::print(stderr, "{}: stopped before step {}; --resume goes on from there\n", run.string(), trainer.step());
+    fmt::print(stderr, "{}: stopped before step {}; --resume goes on from there\n", run.string(),
+               trainer.step());
   } else {
-    fmt::print(stderr, "{}: done; 'hadal train export {} OUT' makes a checkpoint of it\n", run.string(), run.string());
+    fmt::print(stderr, "{}: done; 'hadal train export {} OUT' makes a checkpoint of it\n", run.string(),
+               run.string());
   }
   return {};
 }
 
 Status write_report(const Arguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const std::string html, training_report(arguments.run));
-  const fs::path out = arguments.out.empty() ? fs::path(arguments.run) / "report.html" : fs::path(arguments.out);
+  const fs::path out =
+      arguments.out.empty() ? fs::path(arguments.run) / "report.html" : fs::path(arguments.out);
   HADAL_RETURN_IF_ERROR(write_file(out, html));
   fmt::print(stderr, "{}\n", out.string());
   return {};
@@ -92,8 +97,8 @@ Status export_run(const Arguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const ExportSummary summary,
                          export_checkpoint(trained.recipe.config, trained.weights, arguments.out, format,
                                            trained.recipe.tokenizer, options, pool));
-  fmt::print(stderr, "{}: step {}, {} tensors, {} bytes{}\n", arguments.out, trained.step, summary.checkpoint.tensors,
-             summary.checkpoint.bytes,
+  fmt::print(stderr, "{}: step {}, {} tensors, {} bytes{}\n", arguments.out, trained.step,
+             summary.checkpoint.tensors, summary.checkpoint.bytes,
              trained.recipe.tokenizer.empty() ? "; put a tokenizer.json beside them to use text" : "");
   if (summary.fp4_tiles > 0) {
     fmt::print(stderr, "{} of {} FP4 tiles (128x128) have scales too far apart for FP8 without loss\n",
@@ -112,11 +117,13 @@ void register_train(CLI::App& app, Outcome& outcome) {
   command->add_flag("--resume", arguments->resume, "Go on from the run's last snapshot");
   command->add_option("--isa", arguments->isa, "Force an instruction set")->envname("HADAL_ISA");
   add_threads(*command, *arguments);
-  command->footer("Ctrl-C finishes the step, takes a snapshot and ends; --resume goes on bit for bit.\n"
-                  "Examples:\n  hadal train recipes/nano.json\n  hadal train recipes/nano.json --resume\n"
-                  "  hadal train report runs/nano\n  hadal train export runs/nano models/nano --format published");
+  command->footer(
+      "Ctrl-C finishes the step, takes a snapshot and ends; --resume goes on bit for bit.\n"
+      "Examples:\n  hadal train recipes/nano.json\n  hadal train recipes/nano.json --resume\n"
+      "  hadal train report runs/nano\n  hadal train export runs/nano models/nano --format published");
 
-  CLI::App* const report_command = command->add_subcommand("report", "A page with the curves of a run (HTML)");
+  CLI::App* const report_command =
+      command->add_subcommand("report", "A page with the curves of a run (HTML)");
   report_command->add_option("RUN", arguments->run, "The run's directory")->required();
   report_command->add_option("-o,--out", arguments->out, "The file to write; by default RUN/report.html");
   report_command->footer("Example: hadal train report runs/nano");

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "base/check.h"
-#include "ops/ref/reference_training_backend.h"
+#include "ops/cpu/cpu_training_backend.h"
 
 namespace hadal {
 namespace {
@@ -86,9 +86,15 @@ void TrainingBackend::run(const CrossEntropyParams& p) {
   if (p.rows > 0) cross_entropy(p);
 }
 
-Result<std::unique_ptr<TrainingBackend>> make_training_backend(std::string_view name, ThreadPool& pool) {
-  if (name == "ref" || name == "cpu") return std::make_unique<ReferenceTrainingBackend>(pool);
-  return fail(ErrorCode::unsupported, fmt::format("training backend '{}': there are 'ref' and 'cpu'", name));
+Result<std::unique_ptr<TrainingBackend>> make_training_backend(std::string_view name, std::string_view isa,
+                                                               ThreadPool& pool) {
+  if (name == "ref") return std::make_unique<ReferenceTrainingBackend>(pool);
+  if (name != "cpu") {
+    return fail(ErrorCode::unsupported,
+                fmt::format("training backend '{}': there are 'ref' and 'cpu'", name));
+  }
+  HADAL_ASSIGN_OR_RETURN(const cpu::Kernels* kernels, cpu::choose_kernels(isa));
+  return std::make_unique<CpuTrainingBackend>(*kernels, pool);
 }
 
 }  // namespace hadal

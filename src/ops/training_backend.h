@@ -52,6 +52,7 @@ class TrainingBackend {
 };
 
 // "ref" or "cpu", as make_backend. The pool must outlive the backend.
-Result<std::unique_ptr<TrainingBackend>> make_training_backend(std::string_view name, ThreadPool& pool);
+Result<std::unique_ptr<TrainingBackend>> make_training_backend(std::string_view name, std::string_view isa,
+                                                               ThreadPool& pool);
 
 }  // namespace hadal

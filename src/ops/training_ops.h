@@ -62,6 +62,7 @@ struct CausalAttentionShape {
   std::int64_t ratio = 0;        // m; 0: no compressed rows
   std::int64_t n_rows = 0;       // T / m, compressed rows of a sequence
   std::int64_t k = 0;            // of selected
+  bool bf16 = false;             // whether a fast path may round the operands of its products to BF16
 
   std::int64_t visible(std::int64_t t) const { return ratio == 0 ? 0 : (t + 1) / ratio; }
 };

@@ -132,8 +132,10 @@ class Learner {
   }
 
   void merge(std::uint64_t pair) {
-    const auto left = static_cast<std::int32_t>(pair >> 32), right = static_cast<std::int32_t>(pair & 0xffffffff);
-    std::string bytes = result_.symbols[static_cast<std::size_t>(left)] + result_.symbols[static_cast<std::size_t>(right)];
+    const auto left = static_cast<std::int32_t>(pair >> 32),
+               right = static_cast<std::int32_t>(pair & 0xffffffff);
+    std::string bytes =
+        result_.symbols[static_cast<std::size_t>(left)] + result_.symbols[static_cast<std::size_t>(right)];
     // Another pair may have given the same string before.
     const auto known = ids_.find(bytes);
     const std::int32_t id = known != ids_.end() ? known->second : add_symbol(std::move(bytes));
@@ -163,8 +165,10 @@ class Learner {
     changed_.erase(std::unique(changed_.begin(), changed_.end()), changed_.end());
     for (const std::uint64_t other : changed_) {
       const auto found = counts_.find(other);
-      // Only pairs with the new symbol have become more; others come up with their old count and are corrected.
-      const bool has_new = static_cast<std::int32_t>(other >> 32) == id || static_cast<std::int32_t>(other & 0xffffffff) == id;
+      // Only pairs with the new symbol have become more; others come up with their old count and are
+      // corrected.
+      const bool has_new =
+          static_cast<std::int32_t>(other >> 32) == id || static_cast<std::int32_t>(other & 0xffffffff) == id;
       if (has_new && found != counts_.end() && found->second > 0) queue_.push({found->second, other});
     }
   }
@@ -205,13 +209,16 @@ Result<Base> read_base(std::string_view text) {
 struct WordCounts::Impl {
   Counts counts;
 };
-void WordCounts::Free::operator()(Impl* impl) const { delete impl; }
+void WordCounts::Free::operator()(Impl* impl) const {
+  delete impl;
+}
 
 Status WordCounts::add(const PreTokenizer& pre_tokenizer, std::string_view text, ThreadPool& pool) {
   if (impl_ == nullptr) impl_.reset(new Impl);
   const std::vector<std::size_t> ends = piece_ends(text, kPieceBytes);
   // One map per thread's run of pieces, then all into one: sums do not depend on who counted what.
-  const auto n_runs = static_cast<std::int64_t>(std::min<std::size_t>(ends.size(), 4 * static_cast<std::size_t>(pool.size())));
+  const auto n_runs = static_cast<std::int64_t>(
+      std::min<std::size_t>(ends.size(), 4 * static_cast<std::size_t>(pool.size())));
   std::vector<Counts> counts(static_cast<std::size_t>(n_runs));
   std::vector<Status> statuses(static_cast<std::size_t>(n_runs));
   pool.parallel_for(n_runs, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -255,13 +262,14 @@ Result<std::int64_t> symbols_for(std::string_view base_json, std::int64_t vocab_
   const auto added = static_cast<std::int64_t>(base.leading.size() + base.trailing.size());
   if (vocab_size < added + 256) {
     return fail(ErrorCode::invalid_argument,
-                fmt::format("a vocabulary of {}: the 256 bytes and {} added tokens alone are {}", vocab_size, added,
-                            added + 256));
+                fmt::format("a vocabulary of {}: the 256 bytes and {} added tokens alone are {}", vocab_size,
+                            added, added + 256));
   }
   return vocab_size - added;
 }
 
-Result<std::string> tokenizer_json_with(std::string_view base_json, const LearnedBpe& bpe, std::int64_t vocab_size) {
+Result<std::string> tokenizer_json_with(std::string_view base_json, const LearnedBpe& bpe,
+                                        std::int64_t vocab_size) {
   HADAL_ASSIGN_OR_RETURN(Base base, read_base(base_json));
   Json vocab = Json::object(), added = Json::array(), merges = Json::array();
   std::int64_t id = 0;

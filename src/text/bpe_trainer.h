@@ -1,6 +1,6 @@
 // Learns the merges of a byte-level BPE from text: again and again the most frequent pair of adjacent symbols
-// within a word becomes a symbol (Gage 1994; Sennrich et al. 2016). Ties go to the smaller pair of ids, as in the
-// `tokenizers` library, so the result depends on the text alone.
+// within a word becomes a symbol (Gage 1994; Sennrich et al. 2016). Ties go to the smaller pair of ids, as in
+// the `tokenizers` library, so the result depends on the text alone.
 #pragma once
 
 #include <cstdint>
@@ -40,8 +40,9 @@ class WordCounts {
 };
 
 struct LearnedMerge {
-  std::int32_t left = 0, right = 0;  // symbols: 0 to 255 are the bytes in the order of the byte alphabet, then
-  std::int32_t result = 0;           // one per new string
+  std::int32_t left = 0,
+               right = 0;   // symbols: 0 to 255 are the bytes in the order of the byte alphabet, then
+  std::int32_t result = 0;  // one per new string
 };
 
 struct LearnedBpe {
@@ -54,11 +55,12 @@ struct LearnedBpe {
 LearnedBpe learn_bpe(std::span<const WordCounts::Word> words, std::int64_t n_symbols, std::int64_t min_count,
                      const std::function<void(std::int64_t)>& progress = {});
 
-// A tokenizer.json with these merges, and all else as in `base_json`: the pre-tokeniser, and the added tokens in
-// their order, those in front of the bytes (BOS, EOS, padding) with their ids, the others behind the merges. Filled
-// up to `vocab_size` with the place holders that V4 has (those of the base are not kept). Error: corrupt, for a
-// base that is no tokenizer.json.
-Result<std::string> tokenizer_json_with(std::string_view base_json, const LearnedBpe& bpe, std::int64_t vocab_size);
+// A tokenizer.json with these merges, and all else as in `base_json`: the pre-tokeniser, and the added tokens
+// in their order, those in front of the bytes (BOS, EOS, padding) with their ids, the others behind the
+// merges. Filled up to `vocab_size` with the place holders that V4 has (those of the base are not kept).
+// Error: corrupt, for a base that is no tokenizer.json.
+Result<std::string> tokenizer_json_with(std::string_view base_json, const LearnedBpe& bpe,
+                                        std::int64_t vocab_size);
 
 // The symbols that fit in a vocabulary of `vocab_size` beside the added tokens of the base. Errors: corrupt;
 // invalid_argument, if not even the bytes do.

@@ -13,7 +13,8 @@ AttentionLayer::AttentionLayer(const Pass& pass, std::int64_t block, const Atten
             config.sliding_window,
             ratio,
             ratio == 0 ? 0 : pass.batch.length / ratio,
-            config.index_topk};
+            config.index_topk,
+            pass.options.precision == Precision::bf16};
   if (kind == AttentionKind::sliding) return;
   compressor_.emplace(w.compressor, ratio, config.head_dim, false);
   const ObjectiveOptions& options = pass.options;

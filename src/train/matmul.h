@@ -40,8 +40,12 @@ class Matmul {
   // together: many small ones cost what one large one does.
   void run(std::span<const MatmulParams> products, Precision precision);
 
+  // 2 m n k of all products so far.
+  std::int64_t flops() const { return flops_; }
+
  private:
   ThreadPool& pool_;
+  std::int64_t flops_ = 0;
   Buffer<std::uint32_t> packed_;  // operands as the kernel reads them; grows to the largest call
 };
 

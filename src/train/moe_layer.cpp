@@ -70,7 +70,7 @@ void MoeLayer::assign_slots(Pass& pass) {
   choice_of_ = pass.kept.take<std::int32_t>(n * k);
   slots_of_ = pass.kept.take<std::int32_t>(n * k);
   first_slot_.assign(static_cast<std::size_t>(experts + 1), 0);
-  for (std::int64_t i = 0; i < n * k; ++i) ++first_slot_[static_cast<std::size_t>(indices_[i] + 1)];
+  for (std::int64_t i = 0; i < n * k; ++i) ++first_slot_[static_cast<std::size_t>(indices_[i]) + 1];
   for (std::int64_t e = 0; e < experts; ++e)
     pass.expert_load[static_cast<std::size_t>(block_ * experts + e)] =
         first_slot_[static_cast<std::size_t>(e + 1)];

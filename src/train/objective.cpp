@@ -150,10 +150,6 @@ Losses Objective::Impl::run(const ParameterSet& weights, const TrainingBatch& ba
       [&](Pass& pass, std::vector<BlockLayer>& blocks, ReadoutLayer& readout, const float* streams) {
         const Weights& w = weights.weights();
         const std::int64_t n = pass.n(), d = config.hidden_size, width = config.hc_mult * d;
-        // The head's gradient is computed with the loss. When the indexer learns alone, the backbone has
-        // none.
-        ParameterSet* const backbone = options.indexer_alone ? nullptr : gradients;
-        pass.gradients = backbone;
         Losses losses;
         const ReadoutLayer::Loss ce =
             readout.forward(pass, streams, tokens.data() + n, counts.data() + n, scale);
@@ -173,9 +169,9 @@ Losses Objective::Impl::run(const ParameterSet& weights, const TrainingBatch& ba
         losses.total = losses.ce + double{options.mtp_weight} * losses.mtp +
                        double{options.balance_weight} * losses.balance +
                        double{options.index_weight} * losses.index_kl;
-        pass.gradients = gradients;
         if (gradients == nullptr) return losses;
         if (options.indexer_alone) {
+          if (mtp) mtp->backward_indexer(pass);
           for (BlockLayer& block : blocks) block.backward_indexer(pass);
           return losses;
         }
@@ -203,7 +199,7 @@ Result<Objective> Objective::create(const Config& config, ThreadPool& pool, cons
                             config.hidden_size, config.moe_intermediate_size, config.index_head_dim));
   }
   HADAL_ASSIGN_OR_RETURN(auto backend, make_backend("cpu", "", pool));
-  HADAL_ASSIGN_OR_RETURN(auto training, make_training_backend("cpu", pool));
+  HADAL_ASSIGN_OR_RETURN(auto training, make_training_backend("cpu", "", pool));
   return Objective(std::make_unique<Impl>(config, pool, options, std::move(backend), std::move(training)));
 }
 
@@ -245,6 +241,9 @@ std::span<const std::int32_t> Objective::routing() const {
 }
 const MixingSums& Objective::mixing_sums() const {
   return impl_->mixing_sums;
+}
+std::int64_t Objective::matmul_flops() const {
+  return impl_->matmul.flops();
 }
 std::int64_t Objective::memory() const {
   return static_cast<std::int64_t>(impl_->kept.reserved_bytes() + impl_->scratch.reserved_bytes());

@@ -90,6 +90,9 @@ class Objective {
   // where they went, [num_blocks, B * T, num_experts_per_tok];
   std::span<const std::int32_t> routing() const;
   const MixingSums& mixing_sums() const;
+  // Of all batches so far, the floating-point operations of its matrix products, attention aside: 2 m n k
+  // each.
+  std::int64_t matmul_flops() const;
   // Scratch and kept activations, in bytes.
   std::int64_t memory() const;
 

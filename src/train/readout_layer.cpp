@@ -34,7 +34,7 @@ ReadoutLayer::Loss ReadoutLayer::forward(Pass& pass, const float* streams, const
   const std::int64_t tokens = pass.n(), d = pass.config.hidden_size, vocab = pass.config.vocab_size;
   Loss loss;
   loss.n_tokens = std::count_if(counts, counts + tokens, [](std::uint8_t c) { return c != 0; });
-  const bool gradient = pass.wants_gradients();
+  const bool gradient = pass.wants_gradients() && !pass.options.indexer_alone;
   if (gradient) d_h_ = pass.kept.take<float>(tokens * d);
 
   const Arena::Scope scope(pass.scratch);

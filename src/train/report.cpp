@@ -91,23 +91,29 @@ std::string svg(const Plot& plot) {
     y1 += 0.5 * std::max(1e-6, std::fabs(y1) * 0.01);
   }
   const auto px = [&](double x) { return kLeft + (x - x0) / (x1 - x0) * (kWidth - kLeft - kRight); };
-  const auto py = [&](double y) { return kHeight - kBottom - (y - y0) / (y1 - y0) * (kHeight - kTop - kBottom); };
-  std::string out = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n", kWidth, kHeight, plot.title);
+  const auto py = [&](double y) {
+    return kHeight - kBottom - (y - y0) / (y1 - y0) * (kHeight - kTop - kBottom);
+  };
+  std::string out = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n", kWidth,
+                                kHeight, plot.title);
   const double y_step = tick_step(y1 - y0), x_step = tick_step(x1 - x0);
   for (double y = std::ceil(y0 / y_step) * y_step; y <= y1 + 1e-12; y += y_step) {
     const double value = plot.logarithmic ? std::pow(10, y) : std::fabs(y) < 1e-12 ? 0 : y;
-    out += fmt::format("<line x1=\"{}\" x2=\"{}\" y1=\"{:.1f}\" y2=\"{:.1f}\" class=\"grid\"/><text x=\"{}\" y=\"{:.1f}\" "
-                       "text-anchor=\"end\">{:.4g}</text>\n",
-                       kLeft, kWidth - kRight, py(y), py(y), kLeft - 6, py(y) + 4, value);
+    out += fmt::format(
+        "<line x1=\"{}\" x2=\"{}\" y1=\"{:.1f}\" y2=\"{:.1f}\" class=\"grid\"/><text x=\"{}\" y=\"{:.1f}\" "
+        "text-anchor=\"end\">{:.4g}</text>\n",
+        kLeft, kWidth - kRight, py(y), py(y), kLeft - 6, py(y) + 4, value);
   }
   for (double x = std::ceil(x0 / x_step) * x_step; x <= x1 + 1e-9; x += x_step) {
-    out += fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{:.6g}</text>\n", px(x), kHeight - 8, x);
+    out += fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{:.6g}</text>\n", px(x),
+                       kHeight - 8, x);
   }
   for (std::size_t i = 0; i < plot.curves.size(); ++i) {
     std::string path;
     for (const auto& [x, y] : thinned(plot.curves[i].points))
       fmt::format_to(std::back_inserter(path), "{:.1f},{:.1f} ", px(x), py(scaled(y)));
-    out += fmt::format("<polyline points=\"{}\" style=\"stroke:{}\"/>\n", path, kColours[i % std::size(kColours)]);
+    out += fmt::format("<polyline points=\"{}\" style=\"stroke:{}\"/>\n", path,
+                       kColours[i % std::size(kColours)]);
   }
   return out + "</svg>\n";
 }
@@ -116,10 +122,11 @@ std::string figure(const Plot& plot) {
   std::string legend;
   for (std::size_t i = 0; i < plot.curves.size(); ++i) {
     const Curve& curve = plot.curves[i];
-    legend += fmt::format("<span style=\"color:{}\">{}: {:.5g}</span> ", kColours[i % std::size(kColours)], curve.name,
-                          curve.points.back().second);
+    legend += fmt::format("<span style=\"color:{}\">{}: {:.5g}</span> ", kColours[i % std::size(kColours)],
+                          curve.name, curve.points.back().second);
   }
-  return fmt::format("<figure><figcaption><b>{}</b> {}</figcaption>\n{}</figure>\n", plot.title, legend, svg(plot));
+  return fmt::format("<figure><figcaption><b>{}</b> {}</figcaption>\n{}</figure>\n", plot.title, legend,
+                     svg(plot));
 }
 
 constexpr std::string_view kHead = R"(<!doctype html>
@@ -145,13 +152,15 @@ Result<std::string> training_report(const std::filesystem::path& run) {
     at = end + 1;
   }
   if (steps.empty())
-    return fail(ErrorCode::invalid_argument, fmt::format("{}: no steps yet", (run / "metrics.jsonl").string()));
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("{}: no steps yet", (run / "metrics.jsonl").string()));
 
   const auto curve = [&](const char* name, auto&& value) {
     Curve out{name, {}};
     for (const Json& step : steps) {
       const Json found = value(step);
-      if (found.is_number() && step.contains("step") && step["step"].is_number() && std::isfinite(found.get<double>()))
+      if (found.is_number() && step.contains("step") && step["step"].is_number() &&
+          std::isfinite(found.get<double>()))
         out.points.emplace_back(step["step"].get<double>() + 1, found.get<double>());
     }
     return out;
@@ -173,11 +182,13 @@ Result<std::string> training_report(const std::filesystem::path& run) {
   };
   std::vector<Plot> plots = {
       {"Loss (nats)",
-       {field("next token", "ce"), field("MTP", "mtp"), held_out("held out", "ce"), held_out("held out, MTP", "mtp")}},
+       {field("next token", "ce"), field("MTP", "mtp"), held_out("held out", "ce"),
+        held_out("held out, MTP", "mtp")}},
       {"Balance loss and the indexer's", {field("balance", "balance"), field("indexer KL", "index_kl")}},
       {"Learning rate", {field("learning rate", "learning_rate")}},
       {"Gradient norm", {field("norm", "gradient_norm")}, true},
-      {"Router load (1 is even)", {field("fullest expert", "load_max"), field("emptiest expert", "load_min")}},
+      {"Router load (1 is even)",
+       {field("fullest expert", "load_max"), field("emptiest expert", "load_min")}},
       {"mHC: sums of rows and columns",
        {of_pair("least row", "mixing_rows", 0), of_pair("most row", "mixing_rows", 1),
         of_pair("least column", "mixing_columns", 0), of_pair("most column", "mixing_columns", 1)}},
@@ -186,8 +197,9 @@ Result<std::string> training_report(const std::filesystem::path& run) {
   };
   std::string html = fmt::format(kHead, escaped(recipe.name));
   const Json& last = steps.back();
-  html += fmt::format("<table><tr><td>steps</td><td>{} of {}</td></tr><tr><td>tokens</td><td>{}</td></tr></table>\n",
-                      last.value("step", std::int64_t{0}) + 1, recipe.steps, last.value("tokens", std::int64_t{0}));
+  html += fmt::format(
+      "<table><tr><td>steps</td><td>{} of {}</td></tr><tr><td>tokens</td><td>{}</td></tr></table>\n",
+      last.value("step", std::int64_t{0}) + 1, recipe.steps, last.value("tokens", std::int64_t{0}));
   for (Plot& plot : plots) {
     std::erase_if(plot.curves, [](const Curve& c) { return c.points.empty(); });
     if (!plot.curves.empty()) html += figure(plot);
