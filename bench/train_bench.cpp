@@ -59,12 +59,13 @@ ParameterSet random_weights(const Config& config) {
   return set;
 }
 
-void step(benchmark::State& state, Precision precision) {
+void step(benchmark::State& state, Precision precision, bool sparse) {
   const char* const threads = std::getenv("HADAL_THREADS");
   ThreadPool pool(threads != nullptr ? std::atoi(threads) : 0);
   const Config config = small();
   ObjectiveOptions options;
   options.precision = precision;
+  options.sparse = options.index_loss = sparse;
   auto objective = Objective::create(config, pool, options);
   const ParameterSet weights = random_weights(config);
   ParameterSet gradients(config);
@@ -88,13 +89,17 @@ void step(benchmark::State& state, Precision precision) {
   state.counters["MB"] = static_cast<double>(objective->memory()) / 1e6;
 }
 
-BENCHMARK_CAPTURE(step, small_bf16, Precision::bf16)
+BENCHMARK_CAPTURE(step, small_bf16, Precision::bf16, false)
     ->Args({4, 128})
     ->Args({16, 128})
     ->Args({4, 512})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(step, small_f32, Precision::f32)
+BENCHMARK_CAPTURE(step, small_bf16_sparse, Precision::bf16, true)
+    ->Args({4, 512})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(step, small_f32, Precision::f32, false)
     ->Args({4, 128})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
