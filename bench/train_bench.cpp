@@ -75,7 +75,8 @@ void step(benchmark::State& state, Precision precision, bool sparse) {
   for (std::size_t i = 0; i < tokens.size(); ++i)
     tokens[i] = static_cast<std::int32_t>(rng.block(i)[0] % 256);
   const TrainingBatch batch{size, length, tokens, {}, {}};
-  objective->forward_backward(weights, batch, 1, gradients);  // touches its memory
+  // The first batch says how much memory it takes, the second touches it.
+  for (int i = 0; i < 2; ++i) objective->forward_backward(weights, batch, 1, gradients);
   const std::int64_t flops_before = objective->matmul_flops();
   for (auto _ : state) {
     const Losses losses = objective->forward_backward(weights, batch, 1, gradients);

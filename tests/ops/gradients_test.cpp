@@ -419,8 +419,12 @@ TEST_P(Gradients, CrossEntropy) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Gradients,
-                         testing::Values("ref", "avx512bf16", "avx512", "avx2", "neon", "scalar"),
+#if defined(__aarch64__)
+constexpr const char* kBackends[] = {"ref", "neon_dotprod", "neon", "scalar"};
+#else
+constexpr const char* kBackends[] = {"ref", "avx512bf16", "avx512", "avx2", "scalar"};
+#endif
+INSTANTIATE_TEST_SUITE_P(Backends, Gradients, testing::ValuesIn(kBackends),
                          [](const auto& backend) { return std::string(backend.param); });
 
 }  // namespace
