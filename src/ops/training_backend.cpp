@@ -46,9 +46,14 @@ void TrainingBackend::run(const IndexLossParams& p) {
   if (p.shape.sequences > 0) index_loss(p);
 }
 
-void TrainingBackend::run(const IndexScoresBackwardParams& p) {
+void TrainingBackend::run(const CausalIndexScoresParams& p) {
   check(p.shape, nullptr);
-  if (p.shape.sequences > 0) index_scores_backward(p);
+  if (p.shape.sequences > 0 && p.shape.n_rows > 0) causal_index_scores(p);
+}
+
+void TrainingBackend::run(const CausalIndexScoresBackwardParams& p) {
+  check(p.shape, nullptr);
+  if (p.shape.sequences > 0) causal_index_scores_backward(p);
 }
 
 void TrainingBackend::run(const HcPreBackwardParams& p) {

@@ -25,7 +25,8 @@ class TrainingBackend {
   void run(const CausalAttentionParams& p);
   void run(const CausalAttentionBackwardParams& p);
   void run(const IndexLossParams& p);
-  void run(const IndexScoresBackwardParams& p);
+  void run(const CausalIndexScoresParams& p);
+  void run(const CausalIndexScoresBackwardParams& p);
   void run(const HcPreBackwardParams& p);
   void run(const HcPostBackwardParams& p);
   void run(const HcHeadBackwardParams& p);
@@ -41,7 +42,8 @@ class TrainingBackend {
   virtual void causal_attention(const CausalAttentionParams& p) = 0;
   virtual void causal_attention_backward(const CausalAttentionBackwardParams& p) = 0;
   virtual void index_loss(const IndexLossParams& p) = 0;
-  virtual void index_scores_backward(const IndexScoresBackwardParams& p) = 0;
+  virtual void causal_index_scores(const CausalIndexScoresParams& p) = 0;
+  virtual void causal_index_scores_backward(const CausalIndexScoresBackwardParams& p) = 0;
   virtual void hc_pre_backward(const HcPreBackwardParams& p) = 0;
   virtual void hc_post_backward(const HcPostBackwardParams& p) = 0;
   virtual void hc_head_backward(const HcHeadBackwardParams& p) = 0;

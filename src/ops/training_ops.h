@@ -105,13 +105,21 @@ struct IndexLossParams {
   float* d_scores = nullptr;      // [N, n_rows]; 0 for rows that t does not see; null: not wanted
 };
 
-// IndexScoresParams over whole sequences: score[t][b] = sum_h weights[t][h] * relu(q[t][h] . rows[b]).
-struct IndexScoresBackwardParams {
-  CausalAttentionShape shape;       // heads and dim are the indexer's
-  const float* q = nullptr;         // [N, heads, dim]
-  const float* weights = nullptr;   // [N, heads]
-  const float* rows = nullptr;      // [B, n_rows, dim]
-  const float* d_scores = nullptr;  // [N, n_rows]
+// IndexScoresParams over whole sequences: scores[t][b] = sum_h weights[t][h] * relu(q[t][h] . rows[b]) for
+// the rows that t may see, else 0.
+struct CausalIndexScoresParams {
+  CausalAttentionShape shape;      // heads and dim are the indexer's
+  const float* q = nullptr;        // [N, heads, dim]
+  const float* weights = nullptr;  // [N, heads]
+  const float* rows = nullptr;     // [B, n_rows, dim]
+  float* scores = nullptr;         // [N, n_rows]
+};
+struct CausalIndexScoresBackwardParams {
+  CausalAttentionShape shape;
+  const float* q = nullptr;
+  const float* weights = nullptr;
+  const float* rows = nullptr;
+  const float* d_scores = nullptr;  // [N, n_rows]; what t may not see does not count
   float* d_q = nullptr;
   float* d_weights = nullptr;
   float* d_rows = nullptr;

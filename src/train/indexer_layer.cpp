@@ -79,15 +79,12 @@ const std::int32_t* IndexerLayer::select(Pass& pass, const CausalAttentionShape&
 void IndexerLayer::loss(Pass& pass, const CausalAttentionShape& shape, const std::int32_t* selected,
                         const float* mass) {
   const Arena::Scope scope(pass.scratch);
-  const std::int64_t heads = pass.config.index_n_heads, dim = pass.config.index_head_dim, n = pass.n();
+  const std::int64_t n = pass.n();
+  CausalAttentionShape own = shape;
+  own.heads = pass.config.index_n_heads;
+  own.dim = pass.config.index_head_dim;
   float* scores = pass.scratch.take<float>(n * shape.n_rows);
-  const std::vector<std::int64_t> visible = visible_rows(shape);
-  for (std::int64_t b = 0; b < shape.sequences; ++b) {
-    const Page page(rows_ + b * shape.n_rows * dim, shape.n_rows, dim);
-    const std::int64_t at = b * shape.length;
-    pass.backend.run(IndexScoresParams{shape.length, heads, dim, q_ + at * heads * dim, weights_ + at * heads,
-                                       page.rows(), visible, shape.n_rows, scores + at * shape.n_rows});
-  }
+  pass.training.run(CausalIndexScoresParams{own, q_, weights_, rows_, scores});
   // Queries before the end of the first block see no row.
   const std::int64_t queries = shape.sequences * std::max<std::int64_t>(0, shape.length - shape.ratio + 1);
   if (queries == 0) return;
@@ -112,7 +109,8 @@ void IndexerLayer::backward(Pass& pass, const CausalAttentionShape& shape) {
   float* d_q = pass.scratch.take<float>(n * heads * dim);
   float* d_weights = pass.scratch.take<float>(n * heads);
   float* d_rows = pass.scratch.take<float>(shape.sequences * shape.n_rows * dim);
-  pass.training.run(IndexScoresBackwardParams{own, q_, weights_, rows_, d_scores_, d_q, d_weights, d_rows});
+  pass.training.run(
+      CausalIndexScoresBackwardParams{own, q_, weights_, rows_, d_scores_, d_q, d_weights, d_rows});
   multiply(d_weights, n * heads, weight_scale(config));
   pass.backend.run(HadamardParams{n * heads, dim, d_q});
   pass.rope(true, heads, dim, true, d_q);

@@ -107,6 +107,8 @@ Losses Objective::Impl::with_pass(const ParameterSet& weights, const TrainingBat
   routing.resize(static_cast<std::size_t>(config.num_blocks() * n * config.num_experts_per_tok));
   mixing_sums = {};
   if (options.fp4) quantise_experts(weights);
+  kept.consolidate();  // after the first batch of a shape
+  scratch.consolidate();
   const Arena::Scope kept_scope(kept), scratch_scope(scratch);
   Pass pass{config,
             options,

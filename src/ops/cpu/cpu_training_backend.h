@@ -1,5 +1,6 @@
 // The fast backend of training: kernels where the shapes allow, else as the reference. Attention and the
-// indexer are matrix products over blocks of queries (cpu_training_attention.cpp).
+// indexer are matrix products over blocks of queries (cpu_training_attention.cpp,
+// cpu_training_indexer.cpp).
 #pragma once
 
 #include <vector>
@@ -20,6 +21,8 @@ class CpuTrainingBackend final : public ReferenceTrainingBackend {
   void compress_backward(const CompressBackwardParams& p) override;
   void causal_attention(const CausalAttentionParams& p) override;
   void causal_attention_backward(const CausalAttentionBackwardParams& p) override;
+  void causal_index_scores(const CausalIndexScoresParams& p) override;
+  void causal_index_scores_backward(const CausalIndexScoresBackwardParams& p) override;
   void hc_pre_backward(const HcPreBackwardParams& p) override;
   void hc_post_backward(const HcPostBackwardParams& p) override;
   void hc_head_backward(const HcHeadBackwardParams& p) override;

@@ -120,7 +120,21 @@ void index_loss(const IndexLossParams& p, ThreadPool& pool) {
   });
 }
 
-void index_scores_backward(const IndexScoresBackwardParams& p, ThreadPool& pool) {
+void causal_index_scores(const CausalIndexScoresParams& p, ThreadPool& pool) {
+  const CausalAttentionShape& s = p.shape;
+  pool.parallel_for(s.sequences * s.length, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t token = begin; token < end; ++token) {
+      float* scores = p.scores + token * s.n_rows;
+      std::fill_n(scores, s.n_rows, 0.0F);
+      for (std::int64_t r = 0; r < s.visible(token % s.length); ++r) {
+        scores[r] = score_f32(p.q + token * s.heads * s.dim, p.weights + token * s.heads,
+                              p.rows + (token / s.length * s.n_rows + r) * s.dim, s.heads, s.dim);
+      }
+    }
+  });
+}
+
+void causal_index_scores_backward(const CausalIndexScoresBackwardParams& p, ThreadPool& pool) {
   const CausalAttentionShape& s = p.shape;
   pool.parallel_for(s.sequences, 1, [&](std::int64_t begin, std::int64_t end) {
     std::vector<double> d_rows(static_cast<std::size_t>(s.n_rows * s.dim));

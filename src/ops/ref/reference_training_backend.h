@@ -19,8 +19,9 @@ class ReferenceTrainingBackend : public TrainingBackend {
     ref::causal_attention_backward(p, pool_);
   }
   void index_loss(const IndexLossParams& p) override { ref::index_loss(p, pool_); }
-  void index_scores_backward(const IndexScoresBackwardParams& p) override {
-    ref::index_scores_backward(p, pool_);
+  void causal_index_scores(const CausalIndexScoresParams& p) override { ref::causal_index_scores(p, pool_); }
+  void causal_index_scores_backward(const CausalIndexScoresBackwardParams& p) override {
+    ref::causal_index_scores_backward(p, pool_);
   }
   void hc_pre_backward(const HcPreBackwardParams& p) override { ref::hc_pre_backward(p, pool_); }
   void hc_post_backward(const HcPostBackwardParams& p) override { ref::hc_post_backward(p, pool_); }
