@@ -57,12 +57,15 @@ Status build(const Arguments& arguments) {
   options.tokenizer_hash = XXH3_64bits(json.data(), json.size());
   const auto id = [&](std::string_view token, std::int32_t& out) -> Status {
     const auto found = tokenizer->id_of(token);
-    if (!found) return fail(ErrorCode::unsupported, fmt::format("{}: no token {}", file.string(), token));
+    if (!found) return fail(ErrorCode::unsupported, fmt::format("{}: no token {}; --no-marks does without",
+                                                          file.string(), token));
     out = *found;
     return {};
   };
-  HADAL_RETURN_IF_ERROR(id(dialect_v4().bos, options.bos));
-  HADAL_RETURN_IF_ERROR(id(dialect_v4().eos, options.eos));
+  if (options.document_marks) {
+    HADAL_RETURN_IF_ERROR(id(dialect_v4().bos, options.bos));
+    HADAL_RETURN_IF_ERROR(id(dialect_v4().eos, options.eos));
+  }
   std::error_code ignored;
   for (const fs::path& shard : old) fs::remove(shard, ignored);
   ThreadPool pool(arguments.threads);

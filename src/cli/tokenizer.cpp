@@ -25,6 +25,7 @@ struct Arguments {
   std::string out, base;
   std::int64_t vocab_size = 4096, min_count = 2;
   int threads = 0;
+  bool bare = false;
 };
 
 Status train(const Arguments& arguments) {
@@ -36,7 +37,7 @@ Status train(const Arguments& arguments) {
   }
   HADAL_ASSIGN_OR_RETURN(const TokenizerDescription description, parse_tokenizer_json(base));
   HADAL_ASSIGN_OR_RETURN(const PreTokenizer pre_tokenizer, PreTokenizer::create(description.split_patterns));
-  HADAL_ASSIGN_OR_RETURN(const std::int64_t n_symbols, symbols_for(base, arguments.vocab_size));
+  HADAL_ASSIGN_OR_RETURN(const std::int64_t n_symbols, symbols_for(base, arguments.vocab_size, !arguments.bare));
   ThreadPool pool(arguments.threads);
   WordCounts counts;
   std::size_t bytes = 0;
@@ -54,14 +55,15 @@ Status train(const Arguments& arguments) {
   const LearnedBpe bpe = learn_bpe(words, n_symbols, arguments.min_count,
                                    [&](std::int64_t done) { bar.show(done, n_symbols, "symbols"); });
   bar.clear();
-  HADAL_ASSIGN_OR_RETURN(const std::string json, tokenizer_json_with(base, bpe, arguments.vocab_size));
+  HADAL_ASSIGN_OR_RETURN(const std::string json, tokenizer_json_with(base, bpe, arguments.vocab_size, !arguments.bare));
   HADAL_RETURN_IF_ERROR(write_file(arguments.out, json));
+  const std::int64_t missing = n_symbols - static_cast<std::int64_t>(bpe.symbols.size());
   fmt::print(stderr, "{}: {} bytes, {} different words, {} merges, {} ids{}\n", arguments.out, bytes,
-             words.size(), bpe.merges.size(), arguments.vocab_size,
-             static_cast<std::int64_t>(bpe.symbols.size()) < n_symbols
-                 ? fmt::format("; {} of them place holders, since no further pair occurs {} times",
-                               n_symbols - static_cast<std::int64_t>(bpe.symbols.size()), arguments.min_count)
-                 : "");
+             words.size(), bpe.merges.size(), arguments.vocab_size - (arguments.bare ? missing : 0),
+             missing > 0 ? fmt::format("; {} {}, since no further pair occurs {} times", missing,
+                                       arguments.bare ? "fewer than asked for" : "of them place holders",
+                                       arguments.min_count)
+                         : "");
   return {};
 }
 
@@ -83,6 +85,8 @@ void register_tokenizer(CLI::App& app, Outcome& outcome) {
       "--base", arguments->base,
       "tokenizer.json, or a directory with it, whose patterns and added tokens to keep; by default "
       "the embedded model's, which are V4's");
+  command->add_flag("--bare", arguments->bare,
+                    "No added tokens, only bytes and merges; --vocab-size 256 gives the bytes alone");
   command->add_option("--threads", arguments->threads, "Threads; 0 for all")
       ->envname("HADAL_THREADS")
       ->check(CLI::Range(0, 4096));

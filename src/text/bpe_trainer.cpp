@@ -188,14 +188,14 @@ struct Base {
   std::vector<Json> leading, trailing;  // added tokens before and behind the bytes
 };
 
-Result<Base> read_base(std::string_view text) {
+Result<Base> read_base(std::string_view text, bool added_tokens) {
   Base base;
   base.json = Json::parse(text, nullptr, false);
   try {
     const Json& vocab = base.json.at("model").at("vocab");
     const std::int64_t first_byte = vocab.at("!").get<std::int64_t>();
     for (const Json& token : base.json.at("added_tokens")) {
-      if (token.at("content").get<std::string>().starts_with(kPlaceHolder)) continue;
+      if (!added_tokens || token.at("content").get<std::string>().starts_with(kPlaceHolder)) continue;
       (token.at("id").get<std::int64_t>() < first_byte ? base.leading : base.trailing).push_back(token);
     }
   } catch (const Json::exception& error) {
@@ -257,8 +257,8 @@ LearnedBpe learn_bpe(std::span<const WordCounts::Word> words, std::int64_t n_sym
   return learner.take();
 }
 
-Result<std::int64_t> symbols_for(std::string_view base_json, std::int64_t vocab_size) {
-  HADAL_ASSIGN_OR_RETURN(const Base base, read_base(base_json));
+Result<std::int64_t> symbols_for(std::string_view base_json, std::int64_t vocab_size, bool added_tokens) {
+  HADAL_ASSIGN_OR_RETURN(const Base base, read_base(base_json, added_tokens));
   const auto added = static_cast<std::int64_t>(base.leading.size() + base.trailing.size());
   if (vocab_size < added + 256) {
     return fail(ErrorCode::invalid_argument,
@@ -269,8 +269,8 @@ Result<std::int64_t> symbols_for(std::string_view base_json, std::int64_t vocab_
 }
 
 Result<std::string> tokenizer_json_with(std::string_view base_json, const LearnedBpe& bpe,
-                                        std::int64_t vocab_size) {
-  HADAL_ASSIGN_OR_RETURN(Base base, read_base(base_json));
+                                        std::int64_t vocab_size, bool added_tokens) {
+  HADAL_ASSIGN_OR_RETURN(Base base, read_base(base_json, added_tokens));
   Json vocab = Json::object(), added = Json::array(), merges = Json::array();
   std::int64_t id = 0;
   // ordered_json finds keys by going through them all, so entries are put behind each other without looking.
@@ -289,7 +289,7 @@ Result<std::string> tokenizer_json_with(std::string_view base_json, const Learne
                      spelling_of_bytes(bpe.symbols[static_cast<std::size_t>(merge.right)]));
   }
   for (Json& token : base.trailing) add(std::move(token));
-  for (std::int64_t holder = 0; id < vocab_size; ++holder) {
+  for (std::int64_t holder = 0; added_tokens && id < vocab_size; ++holder) {
     add({{"id", 0},
          {"content", fmt::format("{}{}｜>", kPlaceHolder, holder)},
          {"single_word", false},

@@ -299,7 +299,8 @@ TEST_F(TrainerTest, AnExportHoldsTheWeights) {
   // Of the largest value: half the distance of two numbers there.
   check(trained->recipe.config, trained->weights, StorageFormat::f32, 0);
   check(trained->recipe.config, trained->weights, StorageFormat::bf16, 0x1p-8);
-  check(published.config, wide, StorageFormat::published, 0.17);
+  // FP4: 5 steps up to the largest, 4 or 6.
+  check(published.config, wide, StorageFormat::published, 0.2);
 }
 
 }  // namespace
