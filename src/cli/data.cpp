@@ -57,8 +57,9 @@ Status build(const Arguments& arguments) {
   options.tokenizer_hash = XXH3_64bits(json.data(), json.size());
   const auto id = [&](std::string_view token, std::int32_t& out) -> Status {
     const auto found = tokenizer->id_of(token);
-    if (!found) return fail(ErrorCode::unsupported, fmt::format("{}: no token {}; --no-marks does without",
-                                                          file.string(), token));
+    if (!found)
+      return fail(ErrorCode::unsupported,
+                  fmt::format("{}: no token {}; --no-marks does without", file.string(), token));
     out = *found;
     return {};
   };

@@ -37,7 +37,8 @@ Status train(const Arguments& arguments) {
   }
   HADAL_ASSIGN_OR_RETURN(const TokenizerDescription description, parse_tokenizer_json(base));
   HADAL_ASSIGN_OR_RETURN(const PreTokenizer pre_tokenizer, PreTokenizer::create(description.split_patterns));
-  HADAL_ASSIGN_OR_RETURN(const std::int64_t n_symbols, symbols_for(base, arguments.vocab_size, !arguments.bare));
+  HADAL_ASSIGN_OR_RETURN(const std::int64_t n_symbols,
+                         symbols_for(base, arguments.vocab_size, !arguments.bare));
   ThreadPool pool(arguments.threads);
   WordCounts counts;
   std::size_t bytes = 0;
@@ -55,7 +56,8 @@ Status train(const Arguments& arguments) {
   const LearnedBpe bpe = learn_bpe(words, n_symbols, arguments.min_count,
                                    [&](std::int64_t done) { bar.show(done, n_symbols, "symbols"); });
   bar.clear();
-  HADAL_ASSIGN_OR_RETURN(const std::string json, tokenizer_json_with(base, bpe, arguments.vocab_size, !arguments.bare));
+  HADAL_ASSIGN_OR_RETURN(const std::string json,
+                         tokenizer_json_with(base, bpe, arguments.vocab_size, !arguments.bare));
   HADAL_RETURN_IF_ERROR(write_file(arguments.out, json));
   const std::int64_t missing = n_symbols - static_cast<std::int64_t>(bpe.symbols.size());
   fmt::print(stderr, "{}: {} bytes, {} different words, {} merges, {} ids{}\n", arguments.out, bytes,

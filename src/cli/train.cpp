@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Arguments {
-  std::string recipe, run, isa;
+  std::string recipe, run;
   bool resume = false;
   int threads = 0;
   // report and export
@@ -42,7 +42,6 @@ Status train(const Arguments& arguments) {
   TrainerOptions options;
   options.run = arguments.run.empty() ? fs::path("runs") / recipe.name : fs::path(arguments.run);
   options.resume = arguments.resume;
-  options.isa = arguments.isa;
   options.notice = [&](std::string_view text) {
     bar.clear();
     notice(text);
@@ -115,7 +114,6 @@ void register_train(CLI::App& app, Outcome& outcome) {
   command->add_option("RECIPE", arguments->recipe, "recipes/NAME.json");
   command->add_option("--run", arguments->run, "The run's directory; by default runs/NAME")->type_name("DIR");
   command->add_flag("--resume", arguments->resume, "Go on from the run's last snapshot");
-  command->add_option("--isa", arguments->isa, "Force an instruction set")->envname("HADAL_ISA");
   add_threads(*command, *arguments);
   command->footer(
       "Ctrl-C finishes the step, takes a snapshot and ends; --resume goes on bit for bit.\n"

@@ -58,8 +58,8 @@ LearnedBpe learn_bpe(std::span<const WordCounts::Word> words, std::int64_t n_sym
 // A tokenizer.json with these merges, and all else as in `base_json`: the pre-tokeniser, and the added tokens
 // in their order, those in front of the bytes (BOS, EOS, padding) with their ids, the others behind the
 // merges. Filled up to `vocab_size` with the place holders that V4 has (those of the base are not kept).
-// Without added tokens the vocabulary is the bytes and the merges alone. Error: corrupt, for a base that is no
-// tokenizer.json.
+// Without added tokens the vocabulary is the bytes and the merges alone. Error: corrupt, for a base that is
+// no tokenizer.json.
 Result<std::string> tokenizer_json_with(std::string_view base_json, const LearnedBpe& bpe,
                                         std::int64_t vocab_size, bool added_tokens = true);
 

@@ -19,7 +19,7 @@ struct Operand {
   cpu::PackedMatrix matrix;
   const float* x = nullptr;
   std::int64_t stride = 0;
-  bool transposed = false;
+  bool transposed = false, symmetric = false;
   std::int64_t words = 0;  // where its words begin
   std::int64_t first_panel = 0;
 };
@@ -48,13 +48,15 @@ class Operands {
   explicit Operands(const cpu::MatmulKernel& kernel) : kernel_(kernel) {}
 
   std::size_t add(bool left, std::int64_t rows, std::int64_t depth, const float* x, std::int64_t stride,
-                  bool transposed) {
+                  bool transposed, bool symmetric) {
     const cpu::PackedMatrix matrix(kernel_, left, rows, depth);
     for (std::size_t i = 0; i < all_.size(); ++i) {
       const Operand& o = all_[i];
-      if (o.x == x && o.stride == stride && o.transposed == transposed && o.matrix == matrix) return i;
+      if (o.x == x && o.stride == stride && o.transposed == transposed && o.symmetric == symmetric &&
+          o.matrix == matrix)
+        return i;
     }
-    all_.push_back({matrix, x, stride, transposed, words_, panels_});
+    all_.push_back({matrix, x, stride, transposed, symmetric, words_, panels_});
     words_ += ceil_div(matrix.words(), 16) * 16;
     panels_ += matrix.panels();
     return all_.size() - 1;
@@ -77,15 +79,16 @@ void Matmul::run(std::span<const MatmulParams> products, Precision precision) {
   std::vector<Product> live;
   std::int64_t pieces = 0;
   for (const MatmulParams& p : products) {
-    HADAL_CHECK(p.m >= 0 && p.n >= 0 && p.k >= 0);
-    flops_ += 2 * p.m * p.n * p.k;
+    HADAL_CHECK(p.m >= 0 && p.n >= 0 && p.k >= 0 && (!p.c_symmetric || p.m == p.n));
+    flops_ += (p.c_symmetric ? p.m + 1 : 2 * p.m) * p.n * p.k;
     if (p.k == 0 && !p.accumulate) {
       for (std::int64_t i = 0; i < p.m; ++i) std::fill_n(p.c + i * p.c_stride, p.n, 0.0F);
     }
     if (p.m == 0 || p.n == 0 || p.k == 0) continue;
-    Product product{&p, operands.add(true, p.m, p.k, p.a, p.a_stride, p.a_transposed),
+    Product product{&p, operands.add(true, p.m, p.k, p.a, p.a_stride, p.a_transposed, p.a_symmetric),
                     // b is [k, n]: the rows of its packed form are its columns
-                    operands.add(false, p.n, p.k, p.b, p.b_stride, !p.b_transposed), 0, pieces};
+                    operands.add(false, p.n, p.k, p.b, p.b_stride, !p.b_transposed, p.b_symmetric), 0,
+                    pieces};
     product.pieces_across = ceil_div(operands.all()[product.b].matrix.panels(), kPieceColumns);
     pieces += ceil_div(operands.all()[product.a].matrix.panels(), kPieceRows) * product.pieces_across;
     live.push_back(product);
@@ -97,7 +100,11 @@ void Matmul::run(std::span<const MatmulParams> products, Precision precision) {
   pool_.parallel_for(operands.panels(), 2, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t job = begin; job < end; ++job) {
       const Operand& o = item_of(operands.all(), &Operand::first_panel, job);
-      o.matrix.pack(job - o.first_panel, o.x, o.stride, o.transposed, words + o.words);
+      if (o.symmetric) {
+        o.matrix.pack_symmetric(job - o.first_panel, o.x, o.stride, words + o.words);
+      } else {
+        o.matrix.pack(job - o.first_panel, o.x, o.stride, o.transposed, words + o.words);
+      }
     }
   });
   pool_.parallel_for(pieces, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -108,10 +115,20 @@ void Matmul::run(std::span<const MatmulParams> products, Precision precision) {
       const Operand& b = operands.all()[product.b];
       const std::int64_t piece = job - product.first_piece;
       const std::int64_t i = piece / product.pieces_across * kPieceRows;
-      const std::int64_t j = piece % product.pieces_across * kPieceColumns;
-      multiply_panels(kernel, a.matrix, words + a.words, i, std::min(i + kPieceRows, a.matrix.panels()),
-                      b.matrix, words + b.words, j, std::min(j + kPieceColumns, b.matrix.panels()), p.c,
-                      p.c_stride, p.accumulate);
+      const std::int64_t j_begin = piece % product.pieces_across * kPieceColumns;
+      for (std::int64_t j = j_begin; j < std::min(j_begin + kPieceColumns, b.matrix.panels()); ++j) {
+        std::int64_t i_end = std::min(i + kPieceRows, a.matrix.panels());
+        if (p.c_symmetric)  // what begins below the panel's last column is some other tile's mirror image
+          i_end = std::min(i_end, ceil_div((j + 1) * b.matrix.width(), a.matrix.width()));
+        if (i >= i_end) continue;
+        multiply_panels(kernel, a.matrix, words + a.words, i, i_end, b.matrix, words + b.words, j, j + 1, p.c,
+                        p.c_stride, p.accumulate);
+        if (p.add == nullptr) continue;
+        const std::int64_t row = i * a.matrix.width(), column = j * b.matrix.width();
+        const std::int64_t at = row * p.c_stride + column;
+        kernel.combine(p.scale, p.add_scale, p.add + at, std::min(i_end * a.matrix.width(), p.m) - row,
+                       b.matrix.rows_of(j), p.c + at, p.c_stride);
+      }
     }
   });
 }

@@ -29,6 +29,12 @@ struct MatmulParams {
   float* c = nullptr;  // [m, n]
   std::int64_t c_stride = 0;
   bool accumulate = false;
+  // Then c <- scale c + add_scale add, if there is `add`: [m, n] with the stride of c.
+  float scale = 1, add_scale = 0;
+  const float* add = nullptr;
+  // A symmetric matrix needs to be there, and c is made, only on and above the diagonal (and here and there
+  // below it, which is nobody's business). a b = (a b)^T costs half of the multiplications.
+  bool a_symmetric = false, b_symmetric = false, c_symmetric = false;
 };
 
 class Matmul {
@@ -40,7 +46,7 @@ class Matmul {
   // together: many small ones cost what one large one does.
   void run(std::span<const MatmulParams> products, Precision precision);
 
-  // 2 m n k of all products so far.
+  // 2 m n k of all products so far; of a symmetric c half.
   std::int64_t flops() const { return flops_; }
 
  private:

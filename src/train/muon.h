@@ -37,8 +37,8 @@ struct MuonMatrix {
 
 class Muon {
  public:
-  // Both must outlive it.
-  Muon(const cpu::Kernels& kernels, const MuonOptions& options, ThreadPool& pool);
+  // The pool must outlive it.
+  Muon(const MuonOptions& options, ThreadPool& pool);
 
   // One step of all matrices. `gradient_scale` multiplies G (clipping). Matrices that are large beside the
   // rest share all threads, one after the other; the others go one to a thread, the costly ones first. Which
@@ -46,15 +46,21 @@ class Muon {
   void step(std::span<const MuonMatrix> matrices, float learning_rate, float gradient_scale = 1);
 
  private:
-  struct Worker {  // what one matrix at a time needs
+  // What one matrix at a time needs, on all threads or on one.
+  struct Worker {
+    Worker(ThreadPool& threads, Precision precision)
+        : pool(threads), matmul(threads), newton_schulz(precision) {}
+    ThreadPool& pool;
+    Matmul matmul;
     NewtonSchulz newton_schulz;
     Buffer<float> update;
   };
-  void step_matrix(const MuonMatrix& matrix, float learning_rate, float gradient_scale, Worker& worker,
-                   ThreadPool* pool) const;
+  void step_matrix(const MuonMatrix& matrix, float learning_rate, float gradient_scale, Worker& worker) const;
 
   MuonOptions options_;
   ThreadPool& pool_;
+  std::unique_ptr<ThreadPool> alone_;  // of one: work is done by whoever asks
+  Worker together_;
   std::vector<Worker> workers_;  // [pool.size()]
 };
 

@@ -15,21 +15,24 @@ constexpr Coefficients kBlowUp{3.4445F, -4.7750F, 2.0315F};
 constexpr Coefficients kSettle{2.0F, -1.5F, 0.5F};
 constexpr int kBlowUpSteps = 8, kSettleSteps = 2;
 
-// In double and in this order, whatever the threads.
+// In double and in a fixed order: eight running sums, so that an addition need not wait for the one before.
 double frobenius_norm(const float* x, std::int64_t n) {
+  constexpr std::int64_t kSums = 8;
+  double sums[kSums] = {};
+  for (std::int64_t i = 0; i < n; ++i)
+    sums[i % kSums] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   double sum = 0;
-  for (std::int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  for (const double part : sums) sum += part;
   return std::sqrt(sum);
 }
 
-// out [columns, rows] = scale * x^T, by squares that fit in the first-level cache.
-void transpose(const float* x, std::int64_t rows, std::int64_t columns, float scale, float* out) {
+// out [columns, rows] = x^T, by squares that fit in the first-level cache.
+void transpose(const float* x, std::int64_t rows, std::int64_t columns, float* out) {
   constexpr std::int64_t kSide = 32;
   for (std::int64_t i0 = 0; i0 < rows; i0 += kSide) {
     for (std::int64_t j0 = 0; j0 < columns; j0 += kSide) {
       for (std::int64_t j = j0; j < std::min(j0 + kSide, columns); ++j) {
-        for (std::int64_t i = i0; i < std::min(i0 + kSide, rows); ++i)
-          out[j * rows + i] = scale * x[i * columns + j];
+        for (std::int64_t i = i0; i < std::min(i0 + kSide, rows); ++i) out[j * rows + i] = x[i * columns + j];
       }
     }
   }
@@ -49,7 +52,7 @@ double newton_schulz_flops(std::int64_t rows, std::int64_t columns) {
   return (kBlowUpSteps + kSettleSteps) * (n * (n + 1) * m + n * n * (n + 1) + 2 * n * n * m);
 }
 
-void NewtonSchulz::run(float* x, std::int64_t rows, std::int64_t columns, ThreadPool* pool) {
+void NewtonSchulz::run(float* x, std::int64_t rows, std::int64_t columns, Matmul& matmul) {
   const double norm = frobenius_norm(x, rows * columns);
   if (norm == 0) return;
   const bool tall = rows > columns;
@@ -58,57 +61,68 @@ void NewtonSchulz::run(float* x, std::int64_t rows, std::int64_t columns, Thread
   reserve(next_, n * m);
   reserve(gram_, n * n);
   reserve(factor_, n * n);
-  // 1 / norm is at most 2^149, beyond float32: a norm under 2^-100 is scaled in two steps.
-  const auto scale = [&](float* out, const auto& source) {
-    const double inverse = 1 / norm;
-    for (std::int64_t i = 0; i < n * m; ++i)
-      out[i] = static_cast<float>(static_cast<double>(source(i)) * inverse);
-  };
   if (tall) {
-    transpose(x, rows, columns, 1, next_.data());
-    scale(y_.data(), [&](std::int64_t i) { return next_[static_cast<std::size_t>(i)]; });
+    transpose(x, rows, columns, y_.data());
   } else {
-    scale(y_.data(), [&](std::int64_t i) { return x[i]; });
+    std::memcpy(y_.data(), x, static_cast<std::size_t>(n * m) * sizeof(float));
+  }
+  // In double: 1 / norm may be beyond float32.
+  for (std::int64_t i = 0; i < n * m; ++i) {
+    float& y = y_.data()[i];
+    y = static_cast<float>(static_cast<double>(y) * (1 / norm));
   }
   for (int step = 0; step < kBlowUpSteps + kSettleSteps; ++step) {
     const Coefficients k = step < kBlowUpSteps ? kBlowUp : kSettle;
+    const float* y = y_.data();
+    const float* gram = gram_.data();
     // S = Y Y^T
-    product_.run({.a = y_.data(),
-                  .b = y_.data(),
-                  .b_transposed = true,
-                  .c = gram_.data(),
-                  .rows = n,
-                  .columns = n,
-                  .depth = m,
-                  .symmetric = true},
-                 pool);
-    // T = b S + c S S
-    product_.run({.a = gram_.data(),
-                  .b = gram_.data(),
-                  .c = factor_.data(),
-                  .rows = n,
-                  .columns = n,
-                  .depth = n,
-                  .alpha = k.c,
-                  .beta = k.b,
-                  .add = gram_.data(),
-                  .symmetric = true},
-                 pool);
-    // Y <- a Y + T Y
-    product_.run({.a = factor_.data(),
-                  .b = y_.data(),
-                  .c = next_.data(),
-                  .rows = n,
-                  .columns = m,
-                  .depth = n,
-                  .alpha = 1,
-                  .beta = k.a,
-                  .add = y_.data()},
-                 pool);
+    matmul.run({.m = n,
+                .n = n,
+                .k = m,
+                .a = y,
+                .a_stride = m,
+                .b = y,
+                .b_stride = m,
+                .b_transposed = true,
+                .c = gram_.data(),
+                .c_stride = n,
+                .c_symmetric = true},
+               precision_);
+    // T = c S S + b S
+    matmul.run({.m = n,
+                .n = n,
+                .k = n,
+                .a = gram,
+                .a_stride = n,
+                .b = gram,
+                .b_stride = n,
+                .c = factor_.data(),
+                .c_stride = n,
+                .scale = k.c,
+                .add_scale = k.b,
+                .add = gram,
+                .a_symmetric = true,
+                .b_symmetric = true,
+                .c_symmetric = true},
+               precision_);
+    // Y <- T Y + a Y
+    matmul.run({.m = n,
+                .n = m,
+                .k = n,
+                .a = factor_.data(),
+                .a_stride = n,
+                .b = y,
+                .b_stride = m,
+                .c = next_.data(),
+                .c_stride = m,
+                .add_scale = k.a,
+                .add = y,
+                .a_symmetric = true},
+               precision_);
     std::swap(y_, next_);
   }
   if (tall) {
-    transpose(y_.data(), n, m, 1, x);
+    transpose(y_.data(), n, m, x);
   } else {
     std::memcpy(x, y_.data(), static_cast<std::size_t>(n * m) * sizeof(float));
   }

@@ -9,8 +9,8 @@
 
 #include <cstdint>
 
-#include "base/thread_pool.h"
-#include "train/matrix_product.h"
+#include "base/buffer.h"
+#include "train/matmul.h"
 
 namespace hadal {
 
@@ -21,14 +21,14 @@ double newton_schulz_flops(std::int64_t rows, std::int64_t columns);
 // Holds its scratch memory; one per thread.
 class NewtonSchulz {
  public:
-  NewtonSchulz(const cpu::Kernels& kernels, Precision precision) : product_(kernels, precision) {}
+  explicit NewtonSchulz(Precision precision) : precision_(precision) {}
 
-  // x [rows, columns] becomes U, in place; zero stays zero. On all threads of `pool`, or, if it is null, on
-  // the calling one: the result is the same.
-  void run(float* x, std::int64_t rows, std::int64_t columns, ThreadPool* pool);
+  // x [rows, columns] becomes U, in place; zero stays zero. The products are on `matmul`'s threads, whose
+  // number does not show in the result.
+  void run(float* x, std::int64_t rows, std::int64_t columns, Matmul& matmul);
 
  private:
-  MatrixProduct product_;
+  Precision precision_;
   Buffer<float> y_, next_;       // [n, m], n the smaller side
   Buffer<float> gram_, factor_;  // [n, n]
 };

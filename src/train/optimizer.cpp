@@ -44,12 +44,11 @@ UpdateRule update_rule(Role role) {
   return UpdateRule::none;
 }
 
-Optimizer::Optimizer(const Config& config, const cpu::Kernels& kernels, const OptimizerOptions& options,
-                     ThreadPool& pool)
+Optimizer::Optimizer(const Config& config, const OptimizerOptions& options, ThreadPool& pool)
     : options_(options),
       o_groups_(config.o_groups),
       pool_(pool),
-      muon_(kernels, options.muon_options, pool),
+      muon_(options.muon_options, pool),
       state_{ParameterSet(config), {}, 0, 0} {
   std::int64_t size = 0;
   for (const Parameter& p : state_.first.parameters()) {

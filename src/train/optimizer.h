@@ -32,9 +32,8 @@ struct OptimizerOptions {
 
 class Optimizer {
  public:
-  // All must outlive it.
-  Optimizer(const Config& config, const cpu::Kernels& kernels, const OptimizerOptions& options,
-            ThreadPool& pool);
+  // The pool must outlive it.
+  Optimizer(const Config& config, const OptimizerOptions& options, ThreadPool& pool);
 
   // One step, after which `step` counts one more for what was trained (AdamW's bias correction).
   void step(ParameterSet& weights, const ParameterSet& gradients, Trained trained, double learning_rate,

@@ -528,7 +528,6 @@ Result<Trainer> Trainer::create(TrainingRecipe recipe, TrainerOptions options, T
                       recipe_file.string(), where));
     }
   }
-  HADAL_ASSIGN_OR_RETURN(const cpu::Kernels* const kernels, cpu::choose_kernels(options.isa));
   HADAL_ASSIGN_OR_RETURN(TrainingData data, TrainingData::open(recipe.data, recipe.seed));
   std::optional<TrainingData> validation;
   if (!recipe.validation.empty()) {
@@ -562,7 +561,7 @@ Result<Trainer> Trainer::create(TrainingRecipe recipe, TrainerOptions options, T
   if (!there) HADAL_RETURN_IF_ERROR(write_file(recipe_file, text));
   const Config config = recipe.config;
   ParameterSet gradients(config);
-  Optimizer optimizer(config, *kernels, optimizer_options(recipe), pool);
+  Optimizer optimizer(config, optimizer_options(recipe), pool);
   auto impl = std::unique_ptr<Impl>(new Impl{std::move(recipe),
                                              std::move(options),
                                              pool,

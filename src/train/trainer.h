@@ -43,7 +43,6 @@ std::string to_json(const StepMetrics& metrics);
 struct TrainerOptions {
   std::filesystem::path run;
   bool resume = false;
-  std::string isa;                                  // of the optimizer's kernels; empty: the best
   Notice notice;                                    // rollbacks, snapshots passed over
   std::function<void(const StepMetrics&)> on_step;  // after every step
   std::function<bool()> stop;                       // asked after every step; true: snapshot and return

@@ -113,6 +113,70 @@ TEST_P(MatmulTest, RowsAreIndependent) {
   for (std::size_t i = 0; i < 7 * 53; ++i) ASSERT_EQ(all.c[i], some.c[i]);
 }
 
+// Of c = a b with symmetric factors that commute: the part on and above the diagonal has the bits of the
+// whole product, computed from the upper triangles alone.
+TEST_P(MatmulTest, HalfOfASymmetricProductIsThatOfTheWhole) {
+  ThreadPool one(1), three(3);
+  Matmul whole(one), half(three);
+  for (const std::int64_t n : {1, 12, 31, 65, 101, 300}) {
+    const std::int64_t k = n / 2 + 1, words = n * n;
+    const std::vector<float> y = numbers(n * k, 1);
+    std::vector<float> s(static_cast<std::size_t>(words)), t = s, s_half(s.size(), NAN), t_half = s_half;
+    std::vector<float> v = numbers(n * 7, 2), out(v.size()), out_half = out;
+    MatmulParams gram{n, n, k, y.data(), k, false, y.data(), k, true, s.data(), n};
+    whole.run(gram, GetParam());
+    gram.c = s_half.data();
+    gram.c_symmetric = true;
+    half.run(gram, GetParam());
+
+    MatmulParams square{n, n, n, s.data(), n, false, s.data(), n, false, t.data(), n};
+    square.scale = 0.5F;
+    square.add_scale = -2;
+    square.add = s.data();
+    whole.run(square, GetParam());
+    square.a = square.b = square.add = s_half.data();
+    square.c = t_half.data();
+    square.a_symmetric = square.b_symmetric = square.c_symmetric = true;
+    half.run(square, GetParam());
+
+    MatmulParams left{n, 7, n, t.data(), n, false, v.data(), 7, false, out.data(), 7};
+    whole.run(left, GetParam());
+    left.a = t_half.data();
+    left.c = out_half.data();
+    left.a_symmetric = true;
+    half.run(left, GetParam());
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t j = i; j < n; ++j) {
+        const auto at = static_cast<std::size_t>(i * n + j);
+        ASSERT_EQ(s[at], s_half[at]) << n << ": " << i << ", " << j;
+        ASSERT_EQ(t[at], t_half[at]) << n << ": " << i << ", " << j;
+      }
+    }
+    ASSERT_EQ(out, out_half) << n;
+  }
+}
+
+TEST_P(MatmulTest, AddsAnotherMatrix) {
+  ThreadPool pool(1);
+  Matmul matmul(pool);
+  Operands o({37, 45, 270, false, false, false}), plain = o;
+  plain.params.a = plain.a.data();
+  plain.params.b = plain.b.data();
+  plain.params.c = plain.c.data();
+  const std::vector<float> other = numbers(37 * 48, 9);
+  matmul.run(plain.params, GetParam());
+  o.params.scale = 3;
+  o.params.add_scale = -0.5F;
+  o.params.add = other.data();
+  matmul.run(o.params, GetParam());
+  for (std::size_t i = 0; i < 37; ++i) {
+    for (std::size_t j = 0; j < 45; ++j) {
+      const std::size_t at = i * 48 + j;
+      ASSERT_NEAR(o.c[at], 3 * plain.c[at] - 0.5F * other[at], 1e-5) << i << ", " << j;
+    }
+  }
+}
+
 TEST_P(MatmulTest, NoDepth) {
   ThreadPool pool(1);
   Matmul matmul(pool);

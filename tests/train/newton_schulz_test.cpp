@@ -13,8 +13,11 @@ namespace {
 
 using Matrix = std::vector<double>;
 
-const cpu::Kernels& kernels() {
-  return **cpu::choose_kernels("");
+// On the calling thread alone.
+void orthogonalise(std::vector<float>& x, std::int64_t rows, std::int64_t columns, Precision precision) {
+  ThreadPool pool(1);
+  Matmul matmul(pool);
+  NewtonSchulz(precision).run(x.data(), rows, columns, matmul);
 }
 
 // [rows, columns], rows >= columns, with orthonormal columns: Gram-Schmidt, twice, on random numbers.
@@ -134,7 +137,7 @@ TEST(NewtonSchulz, SingularValuesLandAtOne) {
     for (const Case& c : kCases) {
       std::vector<float> x =
           with_singular_values(c.rows, c.columns, spread(std::min(c.rows, c.columns), c.least));
-      NewtonSchulz(kernels(), precision).run(x.data(), c.rows, c.columns, nullptr);
+      orthogonalise(x, c.rows, c.columns, precision);
       const std::vector<double> s = singular_values(x, c.rows, c.columns);
       EXPECT_NEAR(s.front(), 1, tolerance) << c.rows << " x " << c.columns << " from " << c.least;
       EXPECT_NEAR(s.back(), 1, tolerance) << c.rows << " x " << c.columns << " from " << c.least;
@@ -148,7 +151,7 @@ TEST(NewtonSchulz, RandomMatrixKeepsItsSingularVectors) {
   std::vector<float> x(kRows * kColumns);
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(random.uniform(i) - 0.5);
   std::vector<float> u = x;
-  NewtonSchulz(kernels(), Precision::f32).run(u.data(), kRows, kColumns, nullptr);
+  orthogonalise(u, kRows, kColumns, Precision::f32);
   const std::vector<double> s = singular_values(u, kRows, kColumns);
   EXPECT_NEAR(s.front(), 1, 0.01);
   EXPECT_NEAR(s.back(), 1, 0.01);
@@ -174,7 +177,7 @@ TEST(NewtonSchulz, RandomMatrixKeepsItsSingularVectors) {
 TEST(NewtonSchulz, SmallerValuesAreBlownUpAsFarAsTheyGo) {
   for (const auto& [small, wanted] : {std::pair{1e-5, 0.69}, std::pair{1e-6, 0.08}}) {
     std::vector<float> x = with_singular_values(2, 2, {1, small});
-    NewtonSchulz(kernels(), Precision::f32).run(x.data(), 2, 2, nullptr);
+    orthogonalise(x, 2, 2, Precision::f32);
     EXPECT_NEAR(singular_values(x, 2, 2).front(), wanted, 0.08 * wanted) << small;
   }
 }
@@ -182,10 +185,7 @@ TEST(NewtonSchulz, SmallerValuesAreBlownUpAsFarAsTheyGo) {
 TEST(NewtonSchulz, ScaleDoesNotMatterAndZeroStaysZero) {
   std::vector<float> x = with_singular_values(16, 32, spread(16, 1e-2)), tiny = x, zero(x.size());
   for (float& value : tiny) value *= 0x1p-100F;
-  NewtonSchulz newton_schulz(kernels(), Precision::f32);
-  newton_schulz.run(x.data(), 16, 32, nullptr);
-  newton_schulz.run(tiny.data(), 16, 32, nullptr);
-  newton_schulz.run(zero.data(), 16, 32, nullptr);
+  for (std::vector<float>* matrix : {&x, &tiny, &zero}) orthogonalise(*matrix, 16, 32, Precision::f32);
   EXPECT_EQ(x, tiny);
   EXPECT_EQ(zero, std::vector<float>(x.size()));
 }
@@ -193,87 +193,12 @@ TEST(NewtonSchulz, ScaleDoesNotMatterAndZeroStaysZero) {
 TEST(NewtonSchulz, ThreadsDoNotShow) {
   const std::vector<float> x = with_singular_values(130, 113, spread(113, 1e-3));
   ThreadPool pool(2);
+  Matmul matmul(pool);
   for (const auto precision : {Precision::f32, Precision::bf16}) {
     std::vector<float> alone = x, together = x;
-    NewtonSchulz(kernels(), precision).run(alone.data(), 130, 113, nullptr);
-    NewtonSchulz(kernels(), precision).run(together.data(), 130, 113, &pool);
+    orthogonalise(alone, 130, 113, precision);
+    NewtonSchulz(precision).run(together.data(), 130, 113, matmul);
     EXPECT_EQ(alone, together);
-  }
-}
-
-// The products against plain loops, on every instruction set, at sizes that leave tiles unfilled.
-TEST(MatrixProduct, EqualsPlainLoops) {
-  for (const char* isa : {"avx512bf16", "avx512", "avx2", "neon", "scalar"}) {
-    const auto table = cpu::choose_kernels(isa);
-    if (!table) continue;
-    for (const auto precision : {Precision::f32, Precision::bf16}) {
-      MatrixProduct product(**table, precision);
-      for (const auto& [m, n, k] :
-           {std::array{1, 1, 1}, std::array{9, 49, 33}, std::array{50, 17, 64}, std::array{8, 48, 3}}) {
-        const Philox random(11, static_cast<std::uint64_t>(m));
-        std::vector<float> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(k * n)),
-            d(static_cast<std::size_t>(m * n)), c(d.size());
-        std::uint64_t draw = 0;
-        for (auto* v : {&a, &b, &d})
-          for (float& value : *v) value = static_cast<float>(random.uniform(draw++) - 0.5);
-        for (const bool transposed : {false, true}) {
-          product.run({.a = a.data(),
-                       .b = b.data(),
-                       .b_transposed = transposed,
-                       .c = c.data(),
-                       .rows = m,
-                       .columns = n,
-                       .depth = k,
-                       .alpha = 0.5F,
-                       .beta = 2,
-                       .add = d.data()},
-                      nullptr);
-          for (int i = 0; i < m; ++i) {
-            for (int j = 0; j < n; ++j) {
-              double sum = 0;
-              for (int q = 0; q < k; ++q)
-                sum += static_cast<double>(a[static_cast<std::size_t>(i * k + q)]) *
-                       static_cast<double>(b[static_cast<std::size_t>(transposed ? j * k + q : q * n + j)]);
-              const auto at = static_cast<std::size_t>(i * n + j);
-              EXPECT_NEAR(c[at], 0.5 * sum + 2 * static_cast<double>(d[at]),
-                          precision == Precision::f32 ? 2e-6 : 1e-2)
-                  << isa << ' ' << m << 'x' << n << 'x' << k;
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-// A A^T by halves has the bits of A A^T in full.
-TEST(MatrixProduct, SymmetricHalfEqualsTheWhole) {
-  for (const char* isa : {"avx512bf16", "avx512", "avx2", "scalar"}) {
-    const auto table = cpu::choose_kernels(isa);
-    if (!table) continue;
-    const std::vector<float> a = with_singular_values(101, 37, spread(37, 0.1));
-    for (const auto precision : {Precision::f32, Precision::bf16}) {
-      MatrixProduct product(**table, precision);
-      std::vector<float> whole(101 * 101), half(101 * 101);
-      product.run({.a = a.data(),
-                   .b = a.data(),
-                   .b_transposed = true,
-                   .c = whole.data(),
-                   .rows = 101,
-                   .columns = 101,
-                   .depth = 37},
-                  nullptr);
-      product.run({.a = a.data(),
-                   .b = a.data(),
-                   .b_transposed = true,
-                   .c = half.data(),
-                   .rows = 101,
-                   .columns = 101,
-                   .depth = 37,
-                   .symmetric = true},
-                  nullptr);
-      EXPECT_EQ(whole, half) << isa;
-    }
   }
 }
 

@@ -13,10 +13,6 @@
 namespace hadal {
 namespace {
 
-const cpu::Kernels& kernels() {
-  return **cpu::choose_kernels("");
-}
-
 std::vector<float> drawn(std::size_t n, std::uint64_t stream) {
   const Philox random(1, stream);
   std::vector<float> values(n);
@@ -54,7 +50,7 @@ TEST(Muon, EqualsTheFormula) {
     ThreadPool pool(2);
     MuonOptions options;
     options.precision = Precision::f32;
-    Muon muon(kernels(), options, pool);
+    Muon muon(options, pool);
     const std::int64_t rows = tall ? kColumns : kRows, columns = tall ? kRows : kColumns;
     for (std::uint64_t t = 1; t <= 3; ++t) {
       const std::vector<float> g = drawn(kN, 20 + t);
@@ -97,7 +93,7 @@ TEST(Muon, EqualsTheFormula) {
 TEST(Muon, ManyMatricesOnAnyNumberOfThreads) {
   const auto run = [](int threads) {
     ThreadPool pool(threads);
-    Muon muon(kernels(), {}, pool);
+    Muon muon({}, pool);
     std::vector<std::vector<float>> weights, momenta, gradients;
     std::vector<MuonMatrix> matrices;
     const std::pair<std::int64_t, std::int64_t> shapes[] = {{96, 300}, {8, 8},   {40, 20},
@@ -145,7 +141,7 @@ TEST(Optimizer, AStageMovesOnlyWhatItTrains) {
     for (float& value : weights.values()) value = 1;
     std::uint64_t i = 0;
     for (float& value : gradients.values()) value = static_cast<float>(Philox(2, 2).uniform(i++) - 0.5);
-    Optimizer optimizer(config, kernels(), {}, pool);
+    Optimizer optimizer(config, {}, pool);
     optimizer.step(weights, gradients, trained, 0.01, 1);
     for (const Parameter& p : weights.parameters()) {
       if (update_rule(p.info.role) == UpdateRule::none) continue;

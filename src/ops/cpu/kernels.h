@@ -51,30 +51,6 @@ struct Int8Input {
   std::int32_t* offset128 = nullptr;  // -128 * that sum
 };
 
-// `rows` rows of C = alpha A B + beta D against one panel of B (train/matrix_product.h).
-struct ProductArgs {
-  const void* a = nullptr;  // [rows, depth], row-major: float32, or BF16 with an even stride
-  std::int64_t a_stride = 0;
-  const void* panel = nullptr;  // float32 [depth][product_columns]; BF16 [depth / 2][product_columns][2]
-  std::int64_t depth = 0;       // of BF16: even
-  float* c = nullptr;
-  std::int64_t c_stride = 0;
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;  // of C, at most product_columns
-  float alpha = 1;
-  const float* add = nullptr;  // D, with the stride of C; null: no such term
-  float beta = 0;
-};
-inline void finish_product_row(const ProductArgs& p, std::int64_t row, const float* products) {
-  float* c = p.c + row * p.c_stride;
-  if (p.add == nullptr) {
-    for (std::int64_t j = 0; j < p.columns; ++j) c[j] = p.alpha * products[j];
-    return;
-  }
-  const float* add = p.add + row * p.c_stride;
-  for (std::int64_t j = 0; j < p.columns; ++j) c[j] = p.alpha * products[j] + p.beta * add[j];
-}
-
 // A packed input is [dim / 512][rows][512] (the last block of K may be narrower), so that the tokens of a
 // tile lie together, in an order of entries that suits the instruction set.
 constexpr std::int64_t kPackedDepth = 512;
@@ -131,9 +107,6 @@ struct Kernels {
                   std::int64_t channel_end);
   void (*hc_head)(const HcHeadParams& p, std::int64_t token_begin, std::int64_t token_end);
   void (*gate)(const GateParams& p, std::int64_t token_begin, std::int64_t token_end);
-  std::int64_t product_columns;  // of a panel
-  void (*product)(const ProductArgs& p);
-  void (*product_bf16)(const ProductArgs& p);  // null where the set has no BF16 dot product
   // The ops of training, likewise. What rows or tokens add to the gradient of a parameter comes out in parts,
   // d_weight [dim] of these rows and parts [tokens][numbers] of each token, for the caller to add up.
   void (*rms_norm_backward)(const RmsNormBackwardParams& p, std::int64_t row_begin, std::int64_t row_end,

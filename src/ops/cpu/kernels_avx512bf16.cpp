@@ -599,43 +599,6 @@ void split_input(const float* x, std::int64_t x_stride, std::int64_t row_begin, 
   }
 }
 
-// As product.inc with pairs of k: vdpbf16ps adds the odd one's product first, then the even one's.
-constexpr int kProductRows = 8;
-constexpr int kProductVectors = 3;
-
-template <int R>
-inline void product_tile(const ProductArgs& p, std::int64_t row) {
-  __m512 sum[R][kProductVectors];
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kProductVectors; ++v) sum[r][v] = _mm512_setzero_ps();
-  const auto* a = static_cast<const std::uint16_t*>(p.a) + row * p.a_stride;
-  const auto* b = static_cast<const std::uint16_t*>(p.panel);
-  for (std::int64_t k = 0; k < p.depth; k += 2, b += 32 * kProductVectors) {
-    __m512i right[kProductVectors];
-    HADAL_UNROLL
-    for (int v = 0; v < kProductVectors; ++v) right[v] = load(b + 32 * v);
-    HADAL_UNROLL
-    for (int r = 0; r < R; ++r) {
-      std::int32_t pair;
-      std::memcpy(&pair, a + r * p.a_stride + k, sizeof(pair));
-      const __m512i left = _mm512_set1_epi32(pair);
-      HADAL_UNROLL
-      for (int v = 0; v < kProductVectors; ++v) sum[r][v] = dot_pairs(sum[r][v], left, right[v]);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    float products[16 * kProductVectors];
-    for (int v = 0; v < kProductVectors; ++v) _mm512_storeu_ps(products + 16 * v, sum[r][v]);
-    finish_product_row(p, row + r, products);
-  }
-}
-
-void product(const ProductArgs& p) {
-  std::int64_t row = 0;
-  for (; row + kProductRows <= p.rows; row += kProductRows) product_tile<kProductRows>(p, row);
-  for (; row < p.rows; ++row) product_tile<1>(p, row);
-}
-
 }  // namespace
 }  // namespace hadal::cpu::avx512bf16
 HADAL_TARGET_END
@@ -651,7 +614,6 @@ const Kernels& kernels() {
     table.round_input = round_input;
     table.split_input = split_input;
     avx512vnni::use_index_kernels(table);
-    table.product_bf16 = product;
     return table;
   }();
   return kTable;

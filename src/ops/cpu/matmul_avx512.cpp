@@ -29,7 +29,7 @@ inline __m512 multiply_add(__m512 sum, __m512i a, __m512i b) {
 
 #include "ops/cpu/matmul_avx512.inc"
 
-constexpr MatmulKernel kKernel{kRows, kColumns, kUnit, pack<kRows>, pack<kColumns>, multiply};
+constexpr MatmulKernel kKernel{kRows, kColumns, kUnit, pack<kRows>, pack<kColumns>, multiply, combine};
 
 }  // namespace
 const MatmulKernel& matmul_f32() {

@@ -40,8 +40,17 @@ void multiply(const std::uint32_t* a, const std::uint32_t* b, std::int64_t units
   }
 }
 
+void combine(float scale, float add_scale, const float* add, std::int64_t m, std::int64_t n, float* c,
+             std::int64_t c_stride) {
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j)
+      c[i * c_stride + j] = scale * c[i * c_stride + j] + add_scale * add[i * c_stride + j];
+  }
+}
+
 template <bool kBf16>
-constexpr MatmulKernel kPortable{kRows, kColumns, 1, pack<kBf16, kRows>, pack<kBf16, kColumns>, multiply};
+constexpr MatmulKernel kPortable{kRows,    kColumns, 1, pack<kBf16, kRows>, pack<kBf16, kColumns>,
+                                 multiply, combine};
 
 }  // namespace
 

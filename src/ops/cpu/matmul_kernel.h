@@ -32,6 +32,9 @@ struct MatmulKernel {
   // c [m, n] (+)= a b over `units`, m <= a_width, n <= b_width.
   void (*multiply)(const std::uint32_t* a, const std::uint32_t* b, std::int64_t units, std::int64_t m,
                    std::int64_t n, float* c, std::int64_t c_stride, bool accumulate);
+  // c [m, n] = scale c + add_scale add, both with c's stride, m and n likewise.
+  void (*combine)(float scale, float add_scale, const float* add, std::int64_t m, std::int64_t n, float* c,
+                  std::int64_t c_stride);
 
   std::int64_t units(std::int64_t depth) const { return (depth + unit_depth - 1) / unit_depth; }
 };

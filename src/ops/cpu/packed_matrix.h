@@ -29,10 +29,20 @@ class PackedMatrix {
   // Element (r, k) is x[r * stride + k] or, transposed, x[k * stride + r].
   void pack(std::int64_t panel, const float* x, std::int64_t stride, bool transposed,
             std::uint32_t* words) const {
+    for (std::int64_t k = 0; k < depth_; k += kMatmulDepth)
+      pack(panel, x, stride, transposed, k, std::min(kMatmulDepth, depth_ - k), words + place(panel, k));
+  }
+  // A symmetric matrix of which the tiles on and above the diagonal are there (multiply_upper): what a panel
+  // needs from before its own rows' first is read across the diagonal.
+  void pack_symmetric(std::int64_t panel, const float* x, std::int64_t stride, std::uint32_t* words) const {
     for (std::int64_t k = 0; k < depth_; k += kMatmulDepth) {
-      const MatmulPanel from{
-          x, stride, transposed, panel * width_, rows_of(panel), k, std::min(kMatmulDepth, depth_ - k)};
-      (left_ ? kernel_->pack_a : kernel_->pack_b)(from, words + place(panel, k));
+      const std::int64_t depth = std::min(kMatmulDepth, depth_ - k);
+      const std::int64_t across = std::clamp(panel * width_ - k, std::int64_t{0}, depth);
+      std::uint32_t* out = words + place(panel, k);
+      // `across` is even, as panels and depth blocks are, or all of the depth.
+      if (across > 0) pack(panel, x, stride, true, k, across, out);
+      if (across < depth)
+        pack(panel, x, stride, false, k + across, depth - across, out + kernel_->units(across) * width_);
     }
   }
   void pack(const float* x, std::int64_t stride, bool transposed, std::uint32_t* words) const {
@@ -46,6 +56,12 @@ class PackedMatrix {
   std::int64_t depth() const { return depth_; }
 
  private:
+  void pack(std::int64_t panel, const float* x, std::int64_t stride, bool transposed, std::int64_t k,
+            std::int64_t depth, std::uint32_t* out) const {
+    (left_ ? kernel_->pack_a : kernel_->pack_b)(
+        {x, stride, transposed, panel * width_, rows_of(panel), k, depth}, out);
+  }
+
   const MatmulKernel* kernel_ = nullptr;
   std::int64_t width_ = 0;
   bool left_ = false;
