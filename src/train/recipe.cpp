@@ -263,7 +263,7 @@ std::string contradiction(const TrainingRecipe& r) {
     const RecipeStage& stage = r.stages[i];
     if (stage.from_step >= r.steps)
       return fmt::format("stages[{}].from_step is {}, but the run has {} steps", i, stage.from_step, r.steps);
-    if (stage.length + r.tokens_ahead() > r.config.max_position_embeddings + r.tokens_ahead()) {
+    if (stage.length > r.config.max_position_embeddings) {
       return fmt::format("stages[{}].length is {}, more than the model's max_position_embeddings of {}", i,
                          stage.length, r.config.max_position_embeddings);
     }
@@ -304,6 +304,11 @@ std::string contradiction(const TrainingRecipe& r) {
     return "evaluation.every is set, but data.validation names nothing to evaluate on";
   if (r.fp4_from_step && *r.fp4_from_step >= r.steps)
     return fmt::format("fp4_from_step is {}, but the run has {} steps", *r.fp4_from_step, r.steps);
+  if (r.fp4_from_step && (r.config.hidden_size % 32 != 0 || r.config.moe_intermediate_size % 32 != 0)) {
+    return fmt::format(
+        "fp4_from_step: FP4 has one scale for 32 numbers, but hidden_size is {} and moe_intermediate_size {}",
+        r.config.hidden_size, r.config.moe_intermediate_size);
+  }
   return {};
 }
 

@@ -12,6 +12,10 @@
 
 #include "golden_data.h"
 #include "model/transformer.h"
+#include "ops/ref/ref.h"
+#include "tensor/codec.h"
+#include "train/initial_weights.h"
+#include "train/tiny_run.h"
 
 namespace hadal {
 namespace {
@@ -211,6 +215,67 @@ TEST_F(ObjectiveTest, RoutingOverride) {
   EXPECT_EQ(o.evaluate(*weights_, batch_).total, own.total);
   for (std::int32_t& e : routing) e = (e + 1) % static_cast<std::int32_t>(config().n_routed_experts);
   EXPECT_NE(o.evaluate(*weights_, batch_).total, own.total);
+}
+
+// Quantisation-aware: losses and gradients at weights w are those at w rounded to FP4, bit for bit; the
+// gradient is handed to w as it is.
+TEST(QuantisationAware, ExpertsPassTheGradientStraightThrough) {
+  ThreadPool pool(2);
+  auto recipe = parse_recipe(test::tiny_recipe("/tmp", 9), "/tmp");
+  ASSERT_TRUE(recipe.has_value());
+  const Config& config = recipe->config;
+  const ParameterSet weights = initial_weights(*recipe, pool);
+  ParameterSet rounded = initial_weights(*recipe, pool);
+  double moved = 0;
+  for (const Parameter& p : rounded.parameters()) {
+    if (p.info.role != Role::expert) continue;
+    const std::span<float> values = rounded[p];
+    for (std::size_t i = 0; i < values.size(); i += 32) {
+      float block[32];
+      std::uint8_t codes[32];
+      std::copy_n(values.begin() + static_cast<std::ptrdiff_t>(i), 32, block);
+      const float scale = e8m0_to_f32(ref::quantise_e2m1_block(block, 32, codes));
+      for (std::size_t j = 0; j < 32; ++j) {
+        const float value = e2m1_to_f32(codes[j]) * scale;
+        moved += std::fabs(double{value} - double{values[i + j]});
+        values[i + j] = value;
+      }
+    }
+  }
+  EXPECT_GT(moved, 0);
+  std::vector<std::int32_t> tokens;
+  for (std::int32_t i = 0; i < 2 * 26; ++i) tokens.push_back((i * i * 7 + 3) % 64);
+  const TrainingBatch batch{2, 24, tokens, {}, {}};
+  ObjectiveOptions options;
+  options.precision = Precision::f32;
+  auto plain = Objective::create(config, pool, options);
+  options.fp4 = true;
+  auto aware = Objective::create(config, pool, options);
+  ASSERT_TRUE(plain.has_value() && aware.has_value());
+  ParameterSet expected(config), got(config);
+  const Losses at_rounded = plain->forward_backward(rounded, batch, 1, expected);
+  const Losses at_master = aware->forward_backward(weights, batch, 1, got);
+  EXPECT_EQ(at_master.total, at_rounded.total);
+  for (const Parameter& p : got.parameters())
+    EXPECT_TRUE(std::ranges::equal(std::as_const(got)[p], std::as_const(expected)[p])) << p.info.name;
+
+  // The indexer's q and rows: the loss is that of rounded ones, the gradient near that of the exact ones.
+  options.sparse = options.index_loss = true;
+  options.fp4 = false;
+  ParameterSet exact(config), quantised(config);
+  plain->set_options(options);
+  const double kl = plain->forward_backward(rounded, batch, 1, exact).index_kl;
+  options.fp4 = true;
+  aware->set_options(options);
+  const double kl_fp4 = aware->forward_backward(weights, batch, 1, quantised).index_kl;
+  EXPECT_NE(kl_fp4, kl);
+  EXPECT_NEAR(kl_fp4, kl, 0.3 * kl);
+  for (const Parameter& p : exact.parameters()) {
+    if (!is_indexer(p.info)) continue;
+    const auto a = std::as_const(exact)[p], b = std::as_const(quantised)[p];
+    const double along = std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+    EXPECT_GT(along, 0.5 * norm(a) * norm(b)) << p.info.name;
+  }
 }
 
 TEST_F(ObjectiveTest, MixingMatricesAreDoublyStochastic) {

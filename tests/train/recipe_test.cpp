@@ -69,6 +69,15 @@ TEST(Recipe, WhatIsWrongIsNamed) {
       "decay_from <= steps");
   EXPECT_EQ(problem(R"("windows": 2})", R"("windows": 3}, "anticipatory_routing": {"mode": "after_spike"})"),
             R"(anticipatory_routing.mode is "after_spike", but spike.rise is 0: no spike is ever detected)");
+  EXPECT_EQ(problem(R"("moe_intermediate_size": 64)", R"("moe_intermediate_size": 48)"), "accepted");
+  EXPECT_EQ(parse_recipe(std::string(tiny_recipe("/tmp", 30, R"(, "fp4_from_step": 5)"))
+                             .replace(tiny_recipe("/tmp", 30).find(R"("moe_intermediate_size": 64)"), 27,
+                                      R"("moe_intermediate_size": 48)"),
+                         "/tmp")
+                .error()
+                .message(),
+            "fp4_from_step: FP4 has one scale for 32 numbers, but hidden_size is 64 and "
+            "moe_intermediate_size 48");
   EXPECT_EQ(problem(R"({"config")", R"({"preset": "flash", "config")"),
             "model has 2 of preset, config, config_file and checkpoint, expected exactly one");
   EXPECT_EQ(problem(R"("hidden_size": 64)", R"("hidden_size": 0)").substr(0, 13), "model.config:");

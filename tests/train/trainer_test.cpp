@@ -198,6 +198,40 @@ TEST_F(TrainerTest, AnticipatedRoutingSurvivesAStop) {
   EXPECT_EQ(train(recipe(kSteps, extra), "stopped", 1, again), whole);
 }
 
+TEST_F(TrainerTest, QuantisationAwareFromItsStepOn) {
+  const std::string extra = R"(, "fp4_from_step": 6)";
+  const auto losses_of = [&](const TrainingRecipe& recipe, const std::string& run, int threads) {
+    std::vector<double> losses;
+    TrainerOptions options;
+    options.on_step = [&](const StepMetrics& m) { losses.push_back(m.losses.ce); };
+    train(recipe, run, threads, options);
+    return losses;
+  };
+  const std::vector<double> plain = losses_of(recipe(), "plain", 2),
+                            aware = losses_of(recipe(kSteps, extra), "aware", 2);
+  for (std::size_t step = 0; step < kSteps; ++step) {
+    EXPECT_EQ(plain[step] == aware[step], step < 6) << step;
+    EXPECT_NEAR(plain[step], aware[step], 0.2) << step;
+  }
+  EXPECT_EQ(losses_of(recipe(kSteps, extra), "again", 1), aware);
+}
+
+// Each stage has its own length and YaRN: a stage that differs in YaRN alone goes another way from its first
+// step on.
+TEST_F(TrainerTest, AStageBringsItsYarn) {
+  const auto losses_of = [&](double factor, const std::string& run) {
+    TrainingRecipe changed = recipe();
+    changed.stages[2].yarn = YarnScaling{factor, 8, 32, 1};
+    std::vector<double> losses;
+    TrainerOptions options;
+    options.on_step = [&](const StepMetrics& m) { losses.push_back(m.losses.ce); };
+    train(changed, run, 2, options);
+    return losses;
+  };
+  const std::vector<double> two = losses_of(2, "two"), eight = losses_of(8, "eight");
+  for (std::size_t step = 0; step < kSteps; ++step) EXPECT_EQ(two[step] == eight[step], step < 5) << step;
+}
+
 TEST_F(TrainerTest, AnotherRecipeOrAnotherTrainerIsRefused) {
   ThreadPool pool(1);
   TrainerOptions options;
