@@ -10,6 +10,7 @@
 #include <benchmark/benchmark.h>
 
 #include "base/rng.h"
+#include "train/newton_schulz.h"
 #include "train/objective.h"
 
 namespace hadal {
@@ -123,6 +124,32 @@ BENCHMARK_CAPTURE(product, bf16, Precision::bf16)
     ->Args({2048, 1024, 1024})
     ->UseRealTime();
 BENCHMARK_CAPTURE(product, f32, Precision::f32)->Args({512, 512, 512})->UseRealTime();
+
+// Newton-Schulz of one matrix on one thread, as Muon does most of them.
+void newton_schulz(benchmark::State& state) {
+  ThreadPool pool(1);
+  Matmul matmul(pool);
+  NewtonSchulz orthogonalise(Precision::bf16);
+  const std::int64_t rows = state.range(0), columns = state.range(1);
+  std::vector<float> x(static_cast<std::size_t>(rows * columns)), y;
+  const Philox rng(3, 0);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(rng.uniform(i) - 0.5);
+  for (auto _ : state) {
+    y = x;
+    orthogonalise.run(y.data(), rows, columns, matmul);
+  }
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(static_cast<double>(state.iterations()) * newton_schulz_flops(rows, columns) / 1e9,
+                         benchmark::Counter::kIsRate);
+}
+BENCHMARK(newton_schulz)
+    ->Args({64, 256})
+    ->Args({256, 64})
+    ->Args({96, 256})
+    ->Args({128, 256})
+    ->Args({224, 256})
+    ->Args({256, 256})
+    ->Args({512, 1024});
 
 }  // namespace
 }  // namespace hadal

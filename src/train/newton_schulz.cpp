@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
+
+#include "train/sum_of_squares.h"
 
 namespace hadal {
 namespace {
@@ -14,17 +15,6 @@ struct Coefficients {
 constexpr Coefficients kBlowUp{3.4445F, -4.7750F, 2.0315F};
 constexpr Coefficients kSettle{2.0F, -1.5F, 0.5F};
 constexpr int kBlowUpSteps = 8, kSettleSteps = 2;
-
-// In double and in a fixed order: eight running sums, so that an addition need not wait for the one before.
-double frobenius_norm(const float* x, std::int64_t n) {
-  constexpr std::int64_t kSums = 8;
-  double sums[kSums] = {};
-  for (std::int64_t i = 0; i < n; ++i)
-    sums[i % kSums] += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-  double sum = 0;
-  for (const double part : sums) sum += part;
-  return std::sqrt(sum);
-}
 
 // out [columns, rows] = x^T, by squares that fit in the first-level cache.
 void transpose(const float* x, std::int64_t rows, std::int64_t columns, float* out) {
@@ -52,38 +42,38 @@ double newton_schulz_flops(std::int64_t rows, std::int64_t columns) {
   return (kBlowUpSteps + kSettleSteps) * (n * (n + 1) * m + n * n * (n + 1) + 2 * n * n * m);
 }
 
+// The tall way round, Z = Y^T with n the smaller side: then Z Z^T Z becomes Z (Z^T Z), and of the three times
+// that Z is packed for the products only one has to be transposed.
 void NewtonSchulz::run(float* x, std::int64_t rows, std::int64_t columns, Matmul& matmul) {
-  const double norm = frobenius_norm(x, rows * columns);
+  const double norm = std::sqrt(sum_of_squares({x, static_cast<std::size_t>(rows * columns)}));
   if (norm == 0) return;
-  const bool tall = rows > columns;
-  const std::int64_t n = tall ? columns : rows, m = tall ? rows : columns;
-  reserve(y_, n * m);
+  const bool wide = rows < columns;
+  const std::int64_t n = wide ? rows : columns, m = wide ? columns : rows;
+  reserve(z_, n * m);
   reserve(next_, n * m);
   reserve(gram_, n * n);
   reserve(factor_, n * n);
-  if (tall) {
-    transpose(x, rows, columns, y_.data());
+  if (wide) {
+    transpose(x, rows, columns, z_.data());
   } else {
-    std::memcpy(y_.data(), x, static_cast<std::size_t>(n * m) * sizeof(float));
+    std::memcpy(z_.data(), x, static_cast<std::size_t>(n * m) * sizeof(float));
   }
   // In double: 1 / norm may be beyond float32.
-  for (std::int64_t i = 0; i < n * m; ++i) {
-    float& y = y_.data()[i];
-    y = static_cast<float>(static_cast<double>(y) * (1 / norm));
-  }
+  for (float& z : z_.span().first(static_cast<std::size_t>(n * m)))
+    z = static_cast<float>(static_cast<double>(z) * (1 / norm));
   for (int step = 0; step < kBlowUpSteps + kSettleSteps; ++step) {
     const Coefficients k = step < kBlowUpSteps ? kBlowUp : kSettle;
-    const float* y = y_.data();
+    const float* z = z_.data();
     const float* gram = gram_.data();
-    // S = Y Y^T
+    // S = Z^T Z
     matmul.run({.m = n,
                 .n = n,
                 .k = m,
-                .a = y,
-                .a_stride = m,
-                .b = y,
-                .b_stride = m,
-                .b_transposed = true,
+                .a = z,
+                .a_stride = n,
+                .a_transposed = true,
+                .b = z,
+                .b_stride = n,
                 .c = gram_.data(),
                 .c_stride = n,
                 .c_symmetric = true},
@@ -105,26 +95,26 @@ void NewtonSchulz::run(float* x, std::int64_t rows, std::int64_t columns, Matmul
                 .b_symmetric = true,
                 .c_symmetric = true},
                precision_);
-    // Y <- T Y + a Y
-    matmul.run({.m = n,
-                .n = m,
+    // Z <- Z T + a Z
+    matmul.run({.m = m,
+                .n = n,
                 .k = n,
-                .a = factor_.data(),
+                .a = z,
                 .a_stride = n,
-                .b = y,
-                .b_stride = m,
+                .b = factor_.data(),
+                .b_stride = n,
                 .c = next_.data(),
-                .c_stride = m,
+                .c_stride = n,
                 .add_scale = k.a,
-                .add = y,
-                .a_symmetric = true},
+                .add = z,
+                .b_symmetric = true},
                precision_);
-    std::swap(y_, next_);
+    std::swap(z_, next_);
   }
-  if (tall) {
-    transpose(y_.data(), n, m, x);
+  if (wide) {
+    transpose(z_.data(), m, n, x);
   } else {
-    std::memcpy(x, y_.data(), static_cast<std::size_t>(n * m) * sizeof(float));
+    std::memcpy(x, z_.data(), static_cast<std::size_t>(n * m) * sizeof(float));
   }
 }
 

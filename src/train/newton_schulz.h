@@ -29,7 +29,7 @@ class NewtonSchulz {
 
  private:
   Precision precision_;
-  Buffer<float> y_, next_;       // [n, m], n the smaller side
+  Buffer<float> z_, next_;       // [m, n], n the smaller side
   Buffer<float> gram_, factor_;  // [n, n]
 };
 

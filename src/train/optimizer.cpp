@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "train/sum_of_squares.h"
+
 namespace hadal {
 namespace {
 
@@ -112,12 +114,9 @@ double gradient_norm(const ParameterSet& gradients, ThreadPool& pool) {
   std::vector<double> sums(static_cast<std::size_t>((n + kPiece - 1) / kPiece));
   pool.parallel_for(static_cast<std::int64_t>(sums.size()), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t piece = begin; piece < end; ++piece) {
-      double sum = 0;
-      for (std::int64_t i = piece * kPiece; i < std::min(n, (piece + 1) * kPiece); ++i) {
-        const double x = values[static_cast<std::size_t>(i)];
-        sum += x * x;
-      }
-      sums[static_cast<std::size_t>(piece)] = sum;
+      const std::int64_t first = piece * kPiece, size = std::min(n - first, kPiece);
+      sums[static_cast<std::size_t>(piece)] =
+          sum_of_squares(values.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(size)));
     }
   });
   double total = 0;
