@@ -1,8 +1,13 @@
 // hadal train: a recipe to a model, with a run directory that a stopped run goes on from; its report; its
 // export.
+#include <sys/time.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <csignal>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -10,6 +15,7 @@
 #include "cli/command.h"
 #include "cli/engine_options.h"
 #include "cli/progress.h"
+#include "dist/communicator.h"
 #include "train/export.h"
 #include "train/report.h"
 #include "train/trainer.h"
@@ -35,45 +41,84 @@ void add_threads(CLI::App& command, Arguments& arguments) {
       ->check(CLI::Range(0, 4096));
 }
 
-Status train(const Arguments& arguments) {
-  HADAL_ASSIGN_OR_RETURN(TrainingRecipe recipe, load_recipe(arguments.recipe));
-  ThreadPool pool(arguments.threads);
+// mpirun ends a job of which a process is lost with SIGTERM, to which the others, waiting for that process,
+// cannot answer at the end of a step. Half a second later, and before mpirun loses its patience, they say why
+// they end.
+void leave_waiting_ranks(int /*signal*/) {
+  constexpr std::string_view kText =
+      "hadal: another process of the run does not answer: it was lost, or is slow to stop; the last snapshot "
+      "is kept, --resume goes on from there\n";
+  [[maybe_unused]] const auto n = ::write(STDERR_FILENO, kText.data(), kText.size());
+  std::_Exit(kFailed);
+}
+void stop_ranks(int /*signal*/) {
+  std::raise(SIGINT);
+  const itimerval soon{{0, 0}, {0, 500'000}};
+  ::setitimer(ITIMER_REAL, &soon, nullptr);
+}
+
+Status train(const Arguments& arguments, Communicator& ranks) {
+  const auto loaded = load_recipe(arguments.recipe);
+  HADAL_RETURN_IF_ERROR(agree(ranks, loaded ? Status() : tl::unexpected(loaded.error())));
+  const TrainingRecipe& recipe = *loaded;
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  ThreadPool pool(arguments.threads == 0 ? std::max(1, cores / ranks.local_size()) : arguments.threads);
+  const bool speaks = ranks.rank() == 0;
   Progress bar;
   TrainerOptions options;
   options.run = arguments.run.empty() ? fs::path("runs") / recipe.name : fs::path(arguments.run);
   options.resume = arguments.resume;
-  options.notice = [&](std::string_view text) {
-    bar.clear();
-    notice(text);
-  };
+  options.communicator = &ranks;
   const std::int64_t steps = recipe.steps;
-  options.on_step = [&](const StepMetrics& m) {
-    if (m.validation) {
+  if (speaks) {
+    options.notice = [&](std::string_view text) {
       bar.clear();
-      fmt::print(stderr, "step {}: held out: ce {:.4f}, mtp {:.4f}\n", m.plan.step + 1, m.validation->ce,
-                 m.validation->mtp);
-    }
-    bar.show(m.plan.step + 1, steps,
-             fmt::format("ce {:.3f}  lr {:.2e}  {:.0f} tokens/s", m.losses.ce, m.plan.learning_rate,
-                         static_cast<double>(m.plan.tokens()) / m.seconds));
-  };
+      notice(text);
+    };
+    options.on_step = [&](const StepMetrics& m) {
+      if (m.validation) {
+        bar.clear();
+        fmt::print(stderr, "step {}: held out: ce {:.4f}, mtp {:.4f}\n", m.plan.step + 1, m.validation->ce,
+                   m.validation->mtp);
+      }
+      bar.show(m.plan.step + 1, steps,
+               fmt::format("ce {:.3f}  lr {:.2e}  {:.0f} tokens/s", m.losses.ce, m.plan.learning_rate,
+                           static_cast<double>(m.plan.tokens()) / m.seconds));
+    };
+  }
   catch_interrupt();  // the first Ctrl-C ends the run behind the step, the second at once
-  std::signal(SIGTERM, [](int) { std::raise(SIGINT); });
+  if (ranks.size() > 1) std::signal(SIGALRM, leave_waiting_ranks);
+  std::signal(
+      SIGTERM, ranks.size() > 1 ? stop_ranks : [](int) { std::raise(SIGINT); });
   options.stop = interrupted;
   const fs::path run = options.run;
-  HADAL_ASSIGN_OR_RETURN(Trainer trainer, Trainer::create(std::move(recipe), std::move(options), pool));
-  fmt::print(stderr, "{}: step {} of {}, {:.2f} GB\n", run.string(), trainer.step(), steps,
-             static_cast<double>(trainer.memory()) * 1e-9);
-  HADAL_RETURN_IF_ERROR(trainer.run());
+  auto trainer = Trainer::create(recipe, std::move(options), pool);
+  HADAL_RETURN_IF_ERROR(agree(ranks, trainer ? Status() : tl::unexpected(trainer.error())));
+  if (speaks) {
+    fmt::print(stderr, "{}: step {} of {}, {:.2f} GB{}\n", run.string(), trainer->step(), steps,
+               static_cast<double>(trainer->memory()) * 1e-9,
+               ranks.size() > 1 ? fmt::format(" in each of {} processes", ranks.size()) : "");
+  }
+  HADAL_RETURN_IF_ERROR(trainer->run());
   bar.clear();
-  if (trainer.step() < steps) {
+  if (!speaks) return {};
+  if (trainer->step() < steps) {
     fmt::print(stderr, "{}: stopped before step {}; --resume goes on from there\n", run.string(),
-               trainer.step());
+               trainer->step());
   } else {
     fmt::print(stderr, "{}: done; 'hadal train export {} OUT' makes a checkpoint of it\n", run.string(),
                run.string());
   }
   return {};
+}
+
+// All processes of a job end in the same way, and one says how.
+int train(const Arguments& arguments) {
+  const auto ranks = connect();
+  if (!ranks) return report(ranks.error());
+  const Status status = train(arguments, **ranks);
+  if (status) return kDone;
+  return (*ranks)->rank() == 0 ? report(status.error()) : kFailed;
 }
 
 Status write_report(const Arguments& arguments) {
@@ -148,8 +193,7 @@ void register_train(CLI::App& app, Outcome& outcome) {
   command->callback([command, arguments, &outcome] {
     if (!command->get_subcommands().empty()) return;
     if (arguments->recipe.empty()) throw CLI::RequiredError("RECIPE");
-    const Status status = train(*arguments);
-    outcome.exit_code = status ? kDone : report(status.error());
+    outcome.exit_code = train(*arguments);
   });
 }
 

@@ -62,17 +62,32 @@ Optimizer::Optimizer(const Config& config, const OptimizerOptions& options, Thre
   state_.second = Buffer<float>(static_cast<std::size_t>(size));
 }
 
+std::int64_t Optimizer::matrices_in(const ParameterInfo& info) const {
+  return info.name.ends_with(".wo_a.weight") ? o_groups_ : 1;
+}
+
+double Optimizer::muon_flops(const Parameter& p) const {
+  if (rule_of(p.info, options_.muon) != UpdateRule::muon) return 0;
+  const std::int64_t parts = matrices_in(p.info);
+  return static_cast<double>(parts) * newton_schulz_flops(p.info.shape[0] / parts, p.info.shape[1]);
+}
+
 double Optimizer::muon_flops() const {
   double flops = 0;
-  for (const Parameter& p : state_.first.parameters()) {
-    if (rule_of(p.info, options_.muon) == UpdateRule::muon)
-      flops += newton_schulz_flops(p.info.shape[0], p.info.shape[1]);
-  }
+  for (const Parameter& p : state_.first.parameters()) flops += muon_flops(p);
   return flops;
 }
 
+std::vector<double> Optimizer::costs() const {
+  constexpr double kElement = 20;  // whatever the rule
+  std::vector<double> costs;
+  for (const Parameter& p : state_.first.parameters())
+    costs.push_back(muon_flops(p) + kElement * static_cast<double>(p.size));
+  return costs;
+}
+
 void Optimizer::step(ParameterSet& weights, const ParameterSet& gradients, Trained trained,
-                     double learning_rate, double gradient_norm) {
+                     double learning_rate, double gradient_norm, const std::vector<bool>& mine) {
   const double clip = options_.clip_norm;
   const auto scale = static_cast<float>(clip > 0 && gradient_norm > clip ? clip / gradient_norm : 1);
   const auto rate = static_cast<float>(learning_rate);
@@ -82,13 +97,12 @@ void Optimizer::step(ParameterSet& weights, const ParameterSet& gradients, Train
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const Parameter& p = parameters[i];
     const UpdateRule rule = rule_of(p.info, options_.muon);
-    if (rule == UpdateRule::none || !is_trained(p.info, trained)) continue;
+    if (rule == UpdateRule::none || !is_trained(p.info, trained) || (!mine.empty() && !mine[i])) continue;
     float* const weight = weights.values().data() + p.offset;
     float* const first = state_.first.values().data() + p.offset;
     const float* const gradient = gradients.values().data() + p.offset;
     if (rule == UpdateRule::muon) {
-      // wo_a is one matrix per group of heads, each with inputs of its own; all others are what they are.
-      const std::int64_t parts = p.info.name.ends_with(".wo_a.weight") ? o_groups_ : 1;
+      const std::int64_t parts = matrices_in(p.info);
       const std::int64_t rows = p.info.shape[0] / parts, columns = p.info.shape[1];
       for (std::int64_t g = 0; g < parts; ++g) {
         const std::int64_t at = g * rows * columns;

@@ -35,9 +35,10 @@ class Optimizer {
   // The pool must outlive it.
   Optimizer(const Config& config, const OptimizerOptions& options, ThreadPool& pool);
 
-  // One step, after which `step` counts one more for what was trained (AdamW's bias correction).
+  // One step of the parameters that are this rank's (`mine`, by parameter; empty: all), after which it counts
+  // as one more for all that was trained (AdamW's bias correction).
   void step(ParameterSet& weights, const ParameterSet& gradients, Trained trained, double learning_rate,
-            double gradient_norm);
+            double gradient_norm, const std::vector<bool>& mine = {});
 
   // What a snapshot keeps.
   struct State {
@@ -47,9 +48,17 @@ class Optimizer {
   };
   State& state() { return state_; }
   const State& state() const { return state_; }
-  double muon_flops() const;  // of one step of everything
+  double muon_flops() const;  // of Newton-Schulz in one step of everything
+  // Of one step of each parameter, in floating-point operations, about: what ranks deal out.
+  std::vector<double> costs() const;
+  // Where the second moments of a parameter are in State::second; -1: it has none.
+  std::int64_t second_offset(std::size_t parameter) const { return second_offsets_[parameter]; }
 
  private:
+  // wo_a is one matrix per group of heads, each with inputs of its own; all others are what they are.
+  std::int64_t matrices_in(const ParameterInfo& info) const;
+  double muon_flops(const Parameter& parameter) const;  // 0: not Muon's
+
   OptimizerOptions options_;
   std::int64_t o_groups_;
   ThreadPool& pool_;

@@ -1,59 +1,28 @@
 #include "train/trainer.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <fstream>
 #include <numeric>
 #include <utility>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
-#include "base/file_writer.h"
-#include "base/mapped_file.h"
 #include "train/data.h"
 #include "train/initial_weights.h"
 #include "train/optimizer.h"
+#include "train/run_directory.h"
 #include "train/snapshot.h"
 
 namespace hadal {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-// One trainer per run directory; the lock goes with the process.
-class RunLock {
- public:
-  static Result<RunLock> take(const fs::path& run) {
-    const std::string path = (run / "lock").string();
-    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (fd < 0) return fail(ErrorCode::io, fmt::format("{}: cannot create", path));
-    RunLock lock(fd);
-    if (::flock(fd, LOCK_EX | LOCK_NB) != 0)
-      return fail(ErrorCode::invalid_argument, fmt::format("{}: another process trains here", run.string()));
-    return lock;
-  }
-  RunLock(RunLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  RunLock& operator=(RunLock&&) = delete;
-  ~RunLock() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-
- private:
-  explicit RunLock(int fd) : fd_(fd) {}
-  int fd_;
-};
 
 OptimizerOptions optimizer_options(const TrainingRecipe& recipe) {
   const auto& o = recipe.optimizer;
@@ -89,38 +58,11 @@ const char* not_finite(const Losses& losses) {
 
 }  // namespace
 
-std::string to_json(const StepMetrics& m) {
-  Json json = {{"step", m.plan.step},
-               {"tokens", m.plan.tokens_before + m.plan.tokens()},
-               {"stage", m.plan.stage},
-               {"attention", to_string(m.plan.attention)},
-               {"length", m.plan.length},
-               {"sequences", m.plan.sequences},
-               {"learning_rate", m.plan.learning_rate},
-               {"loss", m.losses.total},
-               {"ce", m.losses.ce},
-               {"mtp", m.losses.mtp},
-               {"balance", m.losses.balance},
-               {"index_kl", m.losses.index_kl},
-               {"gradient_norm", m.gradient_norm},
-               {"load_max", m.load_max},
-               {"load_min", m.load_min},
-               {"mixing_rows", {m.mixing.least_row, m.mixing.most_row}},
-               {"mixing_columns", {m.mixing.least_column, m.mixing.most_column}},
-               {"tokens_per_s", static_cast<double>(m.plan.tokens()) / std::max(m.seconds, 1e-9)},
-               {"model_s", m.model_seconds},
-               {"optimizer_s", m.optimizer_seconds}};
-  if (m.anticipated) json["anticipated"] = true;
-  if (m.spike) json["spike"] = true;
-  if (m.validation) json["validation"] = {{"ce", m.validation->ce}, {"mtp", m.validation->mtp}};
-  return json.dump();
-}
-
 struct Trainer::Impl {
   TrainingRecipe recipe;
   TrainerOptions options;
   ThreadPool& pool;
-  RunLock lock;
+  std::optional<RunLock> lock;  // of the first rank
   TrainingData data;
   std::optional<TrainingData> validation;
   ParameterSet weights, gradients;
@@ -129,7 +71,39 @@ struct Trainer::Impl {
   std::uint64_t hash;
   std::optional<Objective> objective;
   std::size_t objective_stage = 0;
-  std::ofstream metrics;
+  std::optional<MetricsFile> metrics;  // of the first rank
+  // Of several ranks: who updates which parameter, in the weights and in the second moments.
+  std::vector<Segment> segments = {}, second_segments = {};
+  std::vector<bool> mine = {};  // by parameter
+  Alone alone = {};
+
+  Communicator& ranks() { return options.communicator != nullptr ? *options.communicator : alone; }
+  bool first_rank() { return ranks().rank() == 0; }
+  // This rank's part of n things in a row.
+  std::pair<std::int64_t, std::int64_t> part_of(std::int64_t n) {
+    const std::int64_t rank = ranks().rank(), size = ranks().size();
+    return {n * rank / size, n * (rank + 1) / size};
+  }
+  // Sums over all ranks, in the order of ranks.
+  std::vector<double> summed(const std::vector<double>& values) {
+    std::vector<double> sums(values.size());
+    for (const std::vector<double>& part : ranks().gather(std::span<const double>(values)))
+      for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += part[i];
+    return sums;
+  }
+  void deal_out_parameters() {
+    const int size = ranks().size();
+    if (size == 1) return;
+    const std::vector<int> owners = deal_out(optimizer.costs(), size);
+    const auto parameters = weights.parameters();
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      const Parameter& p = parameters[i];
+      mine.push_back(owners[i] == ranks().rank());
+      segments.push_back({p.offset, p.size, owners[i]});
+      if (optimizer.second_offset(i) >= 0)
+        second_segments.push_back({optimizer.second_offset(i), p.size, owners[i]});
+    }
+  }
 
   void notice(const std::string& text) const {
     if (options.notice) options.notice(text);
@@ -242,18 +216,20 @@ struct Trainer::Impl {
     Gradient result;
     result.load.resize(static_cast<std::size_t>(recipe.config.num_blocks() * recipe.config.n_routed_experts));
     gradients.clear();
+    const auto [begin, end] = part_of(plan.sequences);
     std::vector<Batch> batches;
-    std::int64_t counted = 0, counted_mtp = 0;
-    for (std::int64_t first = 0; first < plan.sequences; first += plan.micro_batch) {
-      batches.push_back(training_batch(plan, first, std::min(plan.micro_batch, plan.sequences - first)));
-      counted += batches.back().counted;
-      counted_mtp += batches.back().counted_mtp;
+    double counted = 0, counted_mtp = 0;
+    for (std::int64_t first = begin; first < end; first += plan.micro_batch) {
+      batches.push_back(training_batch(plan, first, std::min(plan.micro_batch, end - first)));
+      counted += static_cast<double>(batches.back().counted);
+      counted_mtp += static_cast<double>(batches.back().counted_mtp);
     }
+    const std::vector<double> of_all = summed({counted, counted_mtp});
     std::span<const std::int32_t> routing;
     if (!state.routing.empty()) routing = state.routing.front();
-    std::int64_t first = 0;
+    std::int64_t first = begin;
     for (const Batch& batch : batches) {
-      const std::int64_t n = std::min(plan.micro_batch, plan.sequences - first);
+      const std::int64_t n = std::min(plan.micro_batch, end - first);
       first += n;
       TrainingBatch part = view(batch, n, plan.length);
       if (!routing.empty()) {
@@ -263,12 +239,12 @@ struct Trainer::Impl {
         routing = routing.subspan(size);
       }
       // The step's loss is a mean over all its tokens that count: a part weighs by how many it has.
-      const auto share = [&](std::int64_t of_part, std::int64_t of_all) {
-        return of_all > 0 ? static_cast<double>(of_part) / static_cast<double>(of_all) : 0.0;
+      const auto share = [](std::int64_t of_part, double of_step) {
+        return of_step > 0 ? static_cast<double>(of_part) / of_step : 0.0;
       };
-      const double weight = share(batch.counted, counted);
+      const double weight = share(batch.counted, of_all[0]);
       const Losses losses = objective->forward_backward(weights, part, static_cast<float>(weight), gradients);
-      add_share(result.losses, losses, weight, share(batch.counted_mtp, counted_mtp));
+      add_share(result.losses, losses, weight, share(batch.counted_mtp, of_all[1]));
       const auto load = objective->expert_load();
       for (std::size_t i = 0; i < load.size(); ++i) result.load[i] += load[i];
       const MixingSums& sums = objective->mixing_sums();
@@ -277,7 +253,48 @@ struct Trainer::Impl {
                        std::min(result.mixing.least_column, sums.least_column),
                        std::max(result.mixing.most_column, sums.most_column)};
     }
+    if (ranks().size() > 1) combine(result);
     return result;
+  }
+
+  // The parts of all ranks as one: losses and load everywhere, the gradient of a parameter at its owner and
+  // zero elsewhere.
+  void combine(Gradient& result) {
+    ranks().sum_to_owners(segments, gradients.values().data());
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+      if (!mine[i]) std::fill_n(gradients.values().data() + segments[i].offset, segments[i].size, 0.0F);
+    }
+    const Losses& own = result.losses;
+    std::vector<double> sums = {own.ce,
+                                own.mtp,
+                                own.balance,
+                                own.index_kl,
+                                own.total,
+                                static_cast<double>(own.n_tokens),
+                                static_cast<double>(own.n_mtp_tokens)};
+    const std::size_t n_losses = sums.size();
+    for (const std::int64_t n : result.load) sums.push_back(static_cast<double>(n));
+    sums = summed(sums);
+    result.losses = {sums[0],
+                     sums[1],
+                     sums[2],
+                     sums[3],
+                     sums[4],
+                     static_cast<std::int64_t>(sums[5]),
+                     static_cast<std::int64_t>(sums[6])};
+    for (std::size_t i = 0; i < result.load.size(); ++i)
+      result.load[i] = static_cast<std::int64_t>(sums[n_losses + i]);
+    for (const std::vector<MixingSums>& theirs :
+         ranks().gather(std::span<const MixingSums>(&result.mixing, 1))) {
+      result.mixing.least_row = std::min(result.mixing.least_row, theirs[0].least_row);
+      result.mixing.most_row = std::max(result.mixing.most_row, theirs[0].most_row);
+      result.mixing.least_column = std::min(result.mixing.least_column, theirs[0].least_column);
+      result.mixing.most_column = std::max(result.mixing.most_column, theirs[0].most_column);
+    }
+  }
+  double norm_of_gradient() {
+    const double norm = gradient_norm(gradients, pool);
+    return ranks().size() == 1 ? norm : std::sqrt(summed({norm * norm})[0]);
   }
 
   // bias_i += speed for an expert that got fewer tokens than the mean, else -= speed.
@@ -316,34 +333,44 @@ struct Trainer::Impl {
     const StepPlan plan = plan_step(recipe, std::min(state.step, recipe.steps - 1));
     HADAL_RETURN_IF_ERROR(prepare_objective(plan));
     const std::int64_t windows = recipe.evaluation.windows;
-    Losses sum;
-    double ce = 0, mtp = 0, balance = 0, index_kl = 0;
-    for (std::int64_t first = 0; first < windows; first += plan.micro_batch) {
-      const std::int64_t n = std::min(plan.micro_batch, windows - first);
+    const auto [begin, end] = part_of(windows);
+    std::vector<double> sums(6);
+    for (std::int64_t first = begin; first < end; first += plan.micro_batch) {
+      const std::int64_t n = std::min(plan.micro_batch, end - first);
       const Batch batch =
           read_batch(n, plan.length, validation->masked(), [&](std::int64_t i, auto tokens, auto counts) {
             validation->held_out(first + i, windows, plan.length, tokens, counts);
           });
       const Losses part = objective->evaluate(weights, view(batch, n, plan.length));
-      sum.n_tokens += part.n_tokens;
-      sum.n_mtp_tokens += part.n_mtp_tokens;
-      ce += part.ce * static_cast<double>(part.n_tokens);
-      mtp += part.mtp * static_cast<double>(part.n_mtp_tokens);
-      balance += part.balance * static_cast<double>(n);
-      index_kl += part.index_kl * static_cast<double>(n);
+      const auto tokens = static_cast<double>(part.n_tokens),
+                 mtp_tokens = static_cast<double>(part.n_mtp_tokens);
+      const double of_part[] = {tokens,
+                                mtp_tokens,
+                                part.ce * tokens,
+                                part.mtp * mtp_tokens,
+                                part.balance * static_cast<double>(n),
+                                part.index_kl * static_cast<double>(n)};
+      for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += of_part[i];
     }
-    sum.ce = ce / static_cast<double>(std::max<std::int64_t>(sum.n_tokens, 1));
-    sum.mtp = mtp / static_cast<double>(std::max<std::int64_t>(sum.n_mtp_tokens, 1));
-    sum.balance = balance / static_cast<double>(windows);
-    sum.index_kl = index_kl / static_cast<double>(windows);
-    sum.total = sum.ce + plan.mtp_weight * sum.mtp;
-    return sum;
+    sums = summed(sums);
+    Losses mean;
+    mean.n_tokens = static_cast<std::int64_t>(sums[0]);
+    mean.n_mtp_tokens = static_cast<std::int64_t>(sums[1]);
+    mean.ce = sums[2] / std::max(sums[0], 1.0);
+    mean.mtp = sums[3] / std::max(sums[1], 1.0);
+    mean.balance = sums[4] / static_cast<double>(windows);
+    mean.index_kl = sums[5] / static_cast<double>(windows);
+    mean.total = mean.ce + plan.mtp_weight * mean.mtp;
+    return mean;
   }
 
   Status snapshot() {
-    HADAL_RETURN_IF_ERROR(write_snapshot(options.run, hash, state, weights, optimizer.state()));
-    prune_snapshots(options.run, recipe.snapshot.keep);
-    return {};
+    ranks().share(segments, optimizer.state().first.values().data());
+    ranks().share(second_segments, optimizer.state().second.data());
+    if (!first_rank()) return agree(ranks(), {});
+    const Status written = write_snapshot(options.run, hash, state, weights, optimizer.state());
+    if (written) prune_snapshots(options.run, recipe.snapshot.keep);
+    return agree(ranks(), written);
   }
 
   // The latest snapshot that is sound; false: there is none at all.
@@ -362,23 +389,10 @@ struct Trainer::Impl {
     return false;
   }
 
-  // Leaves in metrics.jsonl what came before the present step, and opens it for more.
+  // Leaves in the metrics what came before the present step.
   Status open_metrics() {
-    const fs::path path = options.run / "metrics.jsonl";
-    metrics.close();
-    std::string kept;
-    std::ifstream old(path);
-    for (std::string line; std::getline(old, line);) {
-      const Json json = Json::parse(line, nullptr, false);
-      if (json.is_object() && json.contains("step") && json["step"].is_number_integer() &&
-          json["step"].get<std::int64_t>() < state.step)
-        kept += line + "\n";
-    }
-    old.close();
-    HADAL_RETURN_IF_ERROR(write_file(path, kept));
-    metrics.clear();
-    metrics.open(path, std::ios::app);
-    if (!metrics) return fail(ErrorCode::io, fmt::format("{}: cannot open for writing", path.string()));
+    if (!first_rank()) return {};
+    HADAL_ASSIGN_OR_RETURN(metrics, MetricsFile::open(options.run / "metrics.jsonl", state.step));
     return {};
   }
 
@@ -410,24 +424,31 @@ struct Trainer::Impl {
     return true;
   }
 
+  // Each rank looks at what it has; the first one that finds something is believed.
   Status check_finite(const StepPlan& plan, const Gradient& gradient, double norm) {
-    const auto stop = [&](const std::string& what) {
+    const std::string own = what_is_not_finite(gradient, norm);
+    for (const std::vector<char>& theirs : ranks().gather(std::span<const char>(own))) {
+      if (theirs.empty()) continue;
       return fail(
           ErrorCode::internal,
           fmt::format("step {}: {} (sequences {} to {} of stage {}); {}; try a lower learning_rate.peak or "
                       "optimizer.clip_norm",
-                      plan.step, what, plan.first_sequence, plan.first_sequence + plan.sequences - 1,
-                      plan.stage, last_snapshot()));
-    };
-    if (const Parameter* p = first_not_finite(weights, pool);
-        p != nullptr && !std::isfinite(gradient.losses.total))
-      return stop(fmt::format("the weight {} is not finite", p->info.name));
-    if (const char* name = not_finite(gradient.losses))
-      return stop(fmt::format("the {} is not finite", name));
+                      plan.step, std::string_view(theirs.data(), theirs.size()), plan.first_sequence,
+                      plan.first_sequence + plan.sequences - 1, plan.stage, last_snapshot()));
+    }
+    return {};
+  }
+  std::string what_is_not_finite(const Gradient& gradient, double norm) {
+    if (const char* name = not_finite(gradient.losses)) {
+      if (const Parameter* p = first_not_finite(weights, pool))
+        return fmt::format("the weight {} is not finite", p->info.name);
+      return fmt::format("the {} is not finite", name);
+    }
     if (std::isfinite(norm)) return {};
-    const Parameter* p = first_not_finite(gradients, pool);
-    return stop(p != nullptr ? fmt::format("the gradient of {} is not finite", p->info.name)
-                             : std::string("the norm of the gradient is not finite"));
+    if (const Parameter* p = first_not_finite(gradients, pool))
+      return fmt::format("the gradient of {} is not finite", p->info.name);
+    // Finite numbers whose squares are not, or another rank's affair.
+    return ranks().size() == 1 ? "the norm of the gradient is not finite" : "";
   }
 
   // One step. True: done; false: rolled back.
@@ -442,7 +463,7 @@ struct Trainer::Impl {
     if (options.tamper) options.tamper(m.plan.step, gradient.losses, gradients);
     m.model_seconds = seconds_since(start);
     const Clock::time_point update = Clock::now();
-    m.gradient_norm = gradient_norm(gradients, pool);
+    m.gradient_norm = norm_of_gradient();
     if (!std::isfinite(m.gradient_norm) || not_finite(gradient.losses) != nullptr)
       HADAL_RETURN_IF_ERROR(check_finite(m.plan, gradient, m.gradient_norm));
     m.losses = gradient.losses;
@@ -456,7 +477,8 @@ struct Trainer::Impl {
     const Trained trained = m.plan.attention == StageAttention::dense     ? Trained::all_but_indexer
                             : m.plan.attention == StageAttention::indexer ? Trained::indexer
                                                                           : Trained::all;
-    optimizer.step(weights, gradients, trained, m.plan.learning_rate, m.gradient_norm);
+    optimizer.step(weights, gradients, trained, m.plan.learning_rate, m.gradient_norm, mine);
+    ranks().share(segments, weights.values().data());
     if (trained != Trained::indexer) balance_experts(gradient.load);
     describe_load(gradient.load, m);
     m.optimizer_seconds = seconds_since(update);
@@ -472,10 +494,12 @@ struct Trainer::Impl {
       if (state.best_validation == 0 || m.validation->ce < state.best_validation)
         state.best_validation = m.validation->ce;
     }
-    metrics << to_json(m) << std::endl;  // a line is there once it is a line
-    if (!metrics)
-      return fail(ErrorCode::io, fmt::format("{}: cannot write; {}", (options.run / "metrics.jsonl").string(),
-                                             last_snapshot()));
+    Status written;
+    if (metrics) written = metrics->write(to_json(m));
+    if (!written)
+      written =
+          fail(written.error().code(), fmt::format("{}; {}", written.error().message(), last_snapshot()));
+    HADAL_RETURN_IF_ERROR(agree(ranks(), written));
     if (last || state.step % recipe.snapshot.every == 0) HADAL_RETURN_IF_ERROR(snapshot());
     if (options.on_step) options.on_step(m);
     return true;
@@ -507,27 +531,36 @@ std::int64_t Trainer::memory() const {
          (impl_->objective ? impl_->objective->memory() : 0);
 }
 
-Result<Trainer> Trainer::create(TrainingRecipe recipe, TrainerOptions options, ThreadPool& pool) {
-  const fs::path recipe_file = options.run / "recipe.json";
-  const std::string text = recipe.to_json();
-  std::error_code error;
-  const bool there = fs::exists(recipe_file, error);
-  if (there && !options.resume) {
-    return fail(ErrorCode::invalid_argument,
-                fmt::format("{}: a run is there already; --resume continues it, --run DIR starts another",
-                            options.run.string()));
-  }
-  if (there) {
-    HADAL_ASSIGN_OR_RETURN(const std::string old, read_file(recipe_file, std::size_t{1} << 20));
-    if (old != text) {
-      const Json changes = Json::diff(Json::parse(old, nullptr, false), Json::parse(text));
-      const std::string where = changes.empty() ? std::string("/") : changes[0].value("path", "/");
-      return fail(
-          ErrorCode::invalid_argument,
-          fmt::format("{}: the run was started with another recipe: {} differs; --run DIR starts another",
-                      recipe_file.string(), where));
+namespace {
+
+// What several ranks cannot do.
+Status check_ranks(const TrainingRecipe& recipe, int ranks) {
+  if (ranks == 1) return {};
+  if (recipe.anticipatory_routing.mode != Anticipation::off)
+    return fail(ErrorCode::unsupported,
+                fmt::format("anticipatory_routing.mode is not \"off\", which {} processes cannot do; use one",
+                            ranks));
+  for (const RecipeStage& stage : recipe.stages) {
+    for (const BatchRamp& batch : recipe.batch) {
+      if (batch.tokens >= ranks * stage.length) continue;
+      return fail(ErrorCode::invalid_argument,
+                  fmt::format("{} processes, but a batch of {} tokens has fewer sequences of {}; use fewer "
+                              "processes or a larger batch",
+                              ranks, batch.tokens, stage.length));
     }
   }
+  return {};
+}
+
+}  // namespace
+
+Result<Trainer> Trainer::create(TrainingRecipe recipe, TrainerOptions options, ThreadPool& pool) {
+  Communicator* const ranks = options.communicator;
+  const bool first_rank = ranks == nullptr || ranks->rank() == 0;
+  HADAL_RETURN_IF_ERROR(check_ranks(recipe, ranks == nullptr ? 1 : ranks->size()));
+  const std::string text = recipe.to_json();
+  Result<bool> there = first_rank ? find_run(options.run, text, options.resume) : Result<bool>(false);
+  if (!there) return tl::unexpected(std::move(there).error());
   HADAL_ASSIGN_OR_RETURN(TrainingData data, TrainingData::open(recipe.data, recipe.seed));
   std::optional<TrainingData> validation;
   if (!recipe.validation.empty()) {
@@ -552,13 +585,10 @@ Result<Trainer> Trainer::create(TrainingRecipe recipe, TrainerOptions options, T
     HADAL_ASSIGN_OR_RETURN(const Model model, Model::load(recipe.checkpoint, options.notice));
     weights = ParameterSet::from(model, pool);
   }
-  fs::create_directories(options.run, error);
-  if (error) {
-    return fail(ErrorCode::io,
-                fmt::format("{}: cannot create the directory: {}", options.run.string(), error.message()));
+  std::optional<RunLock> lock;
+  if (first_rank) {
+    HADAL_ASSIGN_OR_RETURN(lock, open_run(text, options.run, *there));
   }
-  HADAL_ASSIGN_OR_RETURN(RunLock lock, RunLock::take(options.run));
-  if (!there) HADAL_RETURN_IF_ERROR(write_file(recipe_file, text));
   const Config config = recipe.config;
   ParameterSet gradients(config);
   Optimizer optimizer(config, optimizer_options(recipe), pool);
@@ -577,7 +607,8 @@ Result<Trainer> Trainer::create(TrainingRecipe recipe, TrainerOptions options, T
                                              0,
                                              {}});
   HADAL_ASSIGN_OR_RETURN(const bool found, impl->restore());
-  if (there && !found) impl->notice("no snapshot yet: the run starts again");
+  if (*there && !found) impl->notice("no snapshot yet: the run starts again");
+  impl->deal_out_parameters();
   HADAL_RETURN_IF_ERROR(impl->open_metrics());
   const StepPlan plan = plan_step(impl->recipe, std::min(impl->state.step, impl->recipe.steps - 1));
   HADAL_RETURN_IF_ERROR(impl->prepare_objective(plan));
@@ -591,7 +622,8 @@ Status Trainer::run() {
     HADAL_RETURN_IF_ERROR(t.snapshot());
   while (t.state.step < t.recipe.steps) {
     HADAL_RETURN_IF_ERROR(t.step());
-    if (t.options.stop && t.options.stop() && t.state.step < t.recipe.steps) {
+    const double wanted = t.options.stop && t.options.stop() ? 1 : 0;
+    if (t.summed({wanted})[0] > 0 && t.state.step < t.recipe.steps) {
       HADAL_RETURN_IF_ERROR(t.snapshot());
       return {};
     }

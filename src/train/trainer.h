@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,30 +14,13 @@
 
 #include "base/log.h"
 #include "base/thread_pool.h"
+#include "dist/communicator.h"
 #include "train/objective.h"
 #include "train/parameter_set.h"
 #include "train/recipe.h"
-#include "train/schedule.h"
+#include "train/run_directory.h"
 
 namespace hadal {
-
-// What a step was like; a line of metrics.jsonl.
-struct StepMetrics {
-  StepPlan plan;
-  Losses losses;
-  double gradient_norm = 0;
-  double load_max =
-      0;  // the largest share of a block's tokens that one expert got, times the number of experts
-  double load_min = 0;  // the smallest, likewise
-  MixingSums mixing;
-  bool anticipated = false;  // routing by earlier parameters
-  bool spike = false;
-  std::optional<Losses> validation;
-  double model_seconds = 0;      // forward and backward
-  double optimizer_seconds = 0;  // clipping and update
-  double seconds = 0;            // all of the step
-};
-std::string to_json(const StepMetrics& metrics);
 
 struct TrainerOptions {
   std::filesystem::path run;
@@ -46,6 +28,9 @@ struct TrainerOptions {
   Notice notice;                                    // rollbacks, snapshots passed over
   std::function<void(const StepMetrics&)> on_step;  // after every step
   std::function<bool()> stop;                       // asked after every step; true: snapshot and return
+  // The processes that share the run, all with the same recipe and directory; null: this one alone. Each
+  // takes its part of every step's sequences and updates its part of the parameters; the first one writes.
+  Communicator* communicator = nullptr;
   // For tests of what cannot be had to order: changes the losses and gradients that a step found.
   std::function<void(std::int64_t step, Losses& losses, ParameterSet& gradients)> tamper;
 };

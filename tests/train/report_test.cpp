@@ -7,8 +7,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "train/run_directory.h"
 #include "train/tiny_run.h"
-#include "train/trainer.h"
 
 namespace hadal {
 namespace {
