@@ -117,8 +117,12 @@ int train(const Arguments& arguments) {
   const auto ranks = connect();
   if (!ranks) return report(ranks.error());
   const Status status = train(arguments, **ranks);
+  std::signal(SIGTERM, SIG_DFL);
+  std::signal(SIGALRM, SIG_DFL);
   if (status) return kDone;
-  return (*ranks)->rank() == 0 ? report(status.error()) : kFailed;
+  if ((*ranks)->rank() == 0) report(status.error());
+  (void)agree(**ranks, status);  // mpirun ends them all with the first; let it be said before
+  return kFailed;
 }
 
 Status write_report(const Arguments& arguments) {

@@ -121,21 +121,14 @@ void Optimizer::step(ParameterSet& weights, const ParameterSet& gradients, Train
   adamw_step(others, options_.adamw, state_.other_steps, rate, scale, pool_);
 }
 
-double gradient_norm(const ParameterSet& gradients, ThreadPool& pool) {
-  constexpr std::int64_t kPiece = 1 << 14;
-  const auto values = gradients.values();
-  const auto n = static_cast<std::int64_t>(values.size());
-  std::vector<double> sums(static_cast<std::size_t>((n + kPiece - 1) / kPiece));
-  pool.parallel_for(static_cast<std::int64_t>(sums.size()), 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t piece = begin; piece < end; ++piece) {
-      const std::int64_t first = piece * kPiece, size = std::min(n - first, kPiece);
-      sums[static_cast<std::size_t>(piece)] =
-          sum_of_squares(values.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(size)));
-    }
+std::vector<double> gradient_squares(const ParameterSet& gradients, ThreadPool& pool) {
+  const auto parameters = gradients.parameters();
+  std::vector<double> squares(parameters.size());
+  pool.parallel_for(static_cast<std::int64_t>(squares.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i)
+      squares[i] = sum_of_squares(gradients[parameters[i]]);
   });
-  double total = 0;
-  for (const double sum : sums) total += sum;
-  return std::sqrt(total);
+  return squares;
 }
 
 const Parameter* first_not_finite(const ParameterSet& set, ThreadPool& pool) {

@@ -67,8 +67,8 @@ class Optimizer {
   std::vector<std::int64_t> second_offsets_;  // by parameter; -1: none
 };
 
-// The L2 norm over all of a gradient that `trained` moves, in double and in a fixed order.
-double gradient_norm(const ParameterSet& gradients, ThreadPool& pool);
+// The sum of the squares of each parameter's gradient, in double and in a fixed order.
+std::vector<double> gradient_squares(const ParameterSet& gradients, ThreadPool& pool);
 // The first parameter with a value that is not finite; null: none.
 const Parameter* first_not_finite(const ParameterSet& set, ThreadPool& pool);
 

@@ -350,6 +350,7 @@ Result<TrainingRecipe> parse_recipe(std::string_view text, const fs::path& direc
       f.required_integer("tokens", ramp.tokens, 1);
     });
     fields.integer("micro_batch_tokens", recipe.micro_batch_tokens, 1);
+    fields.integer("gradient_parts", recipe.gradient_parts, 1, 4096);
     std::size_t stage = 0;
     fields.list("stages", [&](Fields& f) { read_stage(f, json["stages"][stage++], recipe); });
     recipe.learning_rate.warmup_steps =
@@ -447,6 +448,7 @@ std::string TrainingRecipe::to_json() const {
   for (const BatchRamp& ramp : batch)
     json["batch"].push_back({{"from_step", ramp.from_step}, {"tokens", ramp.tokens}});
   if (micro_batch_tokens != 0) json["micro_batch_tokens"] = micro_batch_tokens;
+  if (gradient_parts != 1) json["gradient_parts"] = gradient_parts;
   for (const RecipeStage& stage : stages) {
     Json entry = {
         {"from_step", stage.from_step}, {"length", stage.length}, {"attention", to_string(stage.attention)}};

@@ -54,6 +54,8 @@ struct TrainingRecipe {
 
   std::vector<BatchRamp> batch;
   std::int64_t micro_batch_tokens = 0;  // of one forward and backward; 0: the whole step
+  // A step's gradient is the sum of so many parts: this many processes give the bits of one (batch_runner.h).
+  std::int64_t gradient_parts = 1;
   std::vector<RecipeStage> stages;
 
   struct {

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -155,13 +156,19 @@ TEST(Optimizer, ClippingScalesTheGradient) {
   const Config config = *parse_config(test::tiny_model());
   ThreadPool pool(2);
   ParameterSet gradients(config);
-  for (float& value : gradients.values()) value = 0.5F;
-  const double norm = gradient_norm(gradients, pool);
-  EXPECT_NEAR(norm, 0.5 * std::sqrt(static_cast<double>(gradients.values().size())), 1e-6 * norm);
+  std::int64_t size = 0;
+  for (const Parameter& p : gradients.parameters()) {
+    const auto values = gradients[p];
+    std::fill(values.begin(), values.end(), 0.5F);
+    size += p.size;
+  }
+  const std::vector<double> squares = gradient_squares(gradients, pool);
+  const double norm = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
+  EXPECT_NEAR(norm, 0.5 * std::sqrt(static_cast<double>(size)), 1e-6 * norm);
   EXPECT_EQ(first_not_finite(gradients, pool), nullptr);
-  const Parameter* p = gradients.find("layers.2.ffn.experts.1.w3.weight");
-  gradients[*p].back() = HUGE_VALF;
-  EXPECT_EQ(first_not_finite(gradients, pool)->info.name, p->info.name);
+  const Parameter* bad = gradients.find("layers.2.ffn.experts.1.w3.weight");
+  gradients[*bad].back() = HUGE_VALF;
+  EXPECT_EQ(first_not_finite(gradients, pool)->info.name, bad->info.name);
 }
 
 }  // namespace

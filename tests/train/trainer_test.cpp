@@ -232,6 +232,32 @@ TEST_F(TrainerTest, AStageBringsItsYarn) {
   for (std::size_t step = 0; step < kSteps; ++step) EXPECT_EQ(two[step] == eight[step], step < 5) << step;
 }
 
+// The gradient in two parts is that in one, in another order of sums.
+TEST_F(TrainerTest, PartsOfTheGradientAddUp) {
+  const auto first_step = [&](std::int64_t parts_of_gradient, const std::string& run) {
+    ParameterSet found(recipe().config);
+    TrainerOptions options;
+    options.tamper = [&](std::int64_t step, Losses&, ParameterSet& gradients) {
+      if (step == 0) std::copy(gradients.values().begin(), gradients.values().end(), found.values().begin());
+    };
+    TrainingRecipe cut = recipe();
+    cut.batch = {{0, 32}};
+    cut.gradient_parts = parts_of_gradient;
+    train(cut, run, 2, options);
+    return found;
+  };
+  const ParameterSet whole = first_step(1, "whole"), parts = first_step(2, "parts");
+  for (const Parameter& p : whole.parameters()) {
+    const auto a = whole[p], b = parts[p];
+    double size = 0, difference = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      size = std::max(size, std::fabs(double{a[i]}));
+      difference = std::max(difference, std::fabs(double{a[i]} - double{b[i]}));
+    }
+    EXPECT_LE(difference, 1e-5 * size) << p.info.name;
+  }
+}
+
 TEST_F(TrainerTest, AnotherRecipeOrAnotherTrainerIsRefused) {
   ThreadPool pool(1);
   TrainerOptions options;
