@@ -15,7 +15,11 @@ namespace {
 namespace fs = std::filesystem;
 
 // Streams of the generator: what is drawn, in the top byte.
-enum : std::uint64_t { kWindows = std::uint64_t{1} << 56, kMixture = std::uint64_t{2} << 56 };
+enum : std::uint64_t {
+  kWindows = std::uint64_t{1} << 56,
+  kMixture = std::uint64_t{2} << 56,
+  kBeginning = std::uint64_t{3} << 56
+};
 
 }  // namespace
 
@@ -148,8 +152,13 @@ void TrainingData::sequence(std::uint64_t stage, std::int64_t k, std::int64_t le
   const TokenStream& stream = streams_[s];
   const std::int64_t windows = stream.windows(length, static_cast<std::int64_t>(tokens.size()));
   const std::uint64_t epoch = static_cast<std::uint64_t>(in_source / windows);
-  const std::uint64_t key = kWindows | static_cast<std::uint64_t>(s) << 48 | stage << 40 | epoch;
-  stream.read(Permutation(windows, seed_, key)(in_source % windows) * length, tokens, counts);
+  const std::uint64_t key = static_cast<std::uint64_t>(s) << 48 | stage << 40 | epoch;
+  const std::int64_t window = Permutation(windows, seed_, kWindows | key)(in_source % windows);
+  const std::int64_t beginnings = stream.size() - static_cast<std::int64_t>(tokens.size()) + 1;
+  const auto beginning = epoch == 0 ? 0
+                                    : static_cast<std::int64_t>(Philox(seed_, kBeginning | key).uniform(0) *
+                                                                static_cast<double>(beginnings));
+  stream.read((beginning + window * length) % beginnings, tokens, counts);
 }
 
 void TrainingData::held_out(std::int64_t k, std::int64_t n, std::int64_t length,

@@ -73,7 +73,8 @@ class TrainingData {
   Status check_length(std::int64_t span) const;
 
   // Sequence k of a stage whose windows of `tokens.size()` tokens begin every `length`. Within a source no
-  // window comes again before all others were seen. `counts` as long as tokens, or empty.
+  // window comes again before all others were seen; then the text is cut at other places (it is a ring, and
+  // every round of it begins somewhere else). `counts` as long as tokens, or empty.
   void sequence(std::uint64_t stage, std::int64_t k, std::int64_t length, std::span<std::int32_t> tokens,
                 std::span<std::uint8_t> counts) const;
 

@@ -58,9 +58,9 @@ void NewtonSchulz::run(float* x, std::int64_t rows, std::int64_t columns, Matmul
   } else {
     std::memcpy(z_.data(), x, static_cast<std::size_t>(n * m) * sizeof(float));
   }
-  // In double: 1 / norm may be beyond float32.
-  for (float& z : z_.span().first(static_cast<std::size_t>(n * m)))
-    z = static_cast<float>(static_cast<double>(z) * (1 / norm));
+  // 1 / norm may be beyond float32: by its square root, twice.
+  const auto root = static_cast<float>(std::sqrt(1 / norm));
+  for (float& z : z_.span().first(static_cast<std::size_t>(n * m))) z = z * root * root;
   for (int step = 0; step < kBlowUpSteps + kSettleSteps; ++step) {
     const Coefficients k = step < kBlowUpSteps ? kBlowUp : kSettle;
     const float* z = z_.data();
