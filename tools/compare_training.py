@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Training speed and memory: hadal against PyTorch, the same model, batch and precision, in one run.
 
-    python tools/compare_training.py --hadal build/ci/hadal --text FILE [--rounds 3] [--steps 20]
+    python tools/compare_training.py --hadal build/ci/hadal --text FILE [--rounds 3] [--steps 20] [--batch 4]
 
 The model is that of recipes/shakespeare.json without its MTP block, which transformers' DeepseekV4 does not
 have; both sides start from one random checkpoint and read byte windows of FILE. PyTorch runs transformers'
@@ -27,7 +27,6 @@ import tempfile
 import time
 from pathlib import Path
 
-LENGTH, BATCH = 128, 4
 ROOT = Path(__file__).resolve().parent.parent
 # Matrices, by the names of transformers' parameters, that AdamW updates.
 ADAMW = ("embed_tokens", "lm_head", "position_bias", "norm")
@@ -52,8 +51,8 @@ def write_recipe(args: argparse.Namespace, work: Path) -> Path:
         "model": {"checkpoint": str(work / "model")},
         "data": {"train": [{"path": str(work / "data")}]},
         "steps": args.steps + 1,
-        "batch": [{"from_step": 0, "tokens": BATCH * LENGTH}],
-        "stages": [{"from_step": 0, "length": LENGTH, "attention": "dense"}],
+        "batch": [{"from_step": 0, "tokens": args.batch * args.length}],
+        "stages": [{"from_step": 0, "length": args.length, "attention": "dense"}],
         "learning_rate": {"peak": 3e-4},
     }
     del recipe["tokenizer"], recipe["evaluation"]
@@ -87,13 +86,13 @@ class Torch:
         from torch import nn
         from transformers_logits import load_model
 
-        self.torch = torch
+        self.torch, self.batch, self.length = torch, args.batch, args.length
         torch.set_num_threads(args.threads)
         self.imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         self.model = load_model(work / "model", break_ties=False).train()
         for layer in self.model.model.layers:  # the dense stage: CSA layers see every row
             if hasattr(layer.self_attn.compressor, "indexer"):
-                layer.self_attn.compressor.indexer.index_topk = LENGTH
+                layer.self_attn.compressor.indexer.index_topk = args.length
         self.matrices, others = [], []
         for name, p in self.model.named_parameters():
             p.requires_grad_()
@@ -135,8 +134,8 @@ class Torch:
     def step(self) -> tuple[float, float]:
         """One step: its loss, its seconds."""
         torch = self.torch
-        starts = torch.randint(len(self.tokens) - LENGTH - 1, (BATCH,), generator=self.generator).tolist()
-        windows = torch.stack([self.tokens[s : s + LENGTH + 1] for s in starts])
+        starts = torch.randint(len(self.tokens) - self.length - 1, (self.batch,), generator=self.generator).tolist()
+        windows = torch.stack([self.tokens[s : s + self.length + 1] for s in starts])
         begin = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
             logits = self.model(windows[:, :-1], use_cache=False).logits
@@ -172,6 +171,8 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=4, help="sequences a step")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a sequence")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -184,7 +185,7 @@ def main() -> None:
         for round_ in range(args.rounds):
             steps, peak = run_hadal(args, recipe, round_)
             memory = max(memory, peak)
-            times = [BATCH * LENGTH / s["tokens_per_s"] for s in steps]
+            times = [args.batch * args.length / s["tokens_per_s"] for s in steps]
             ours += times
             timed = [other.step() for _ in range(args.steps)]
             theirs += [t for _, t in timed]
@@ -192,8 +193,8 @@ def main() -> None:
                 f"round {round_}: hadal {statistics.median(times):.3f} s a step (ce {steps[-1]['ce']:.2f}), "
                 f"PyTorch {statistics.median([t for _, t in timed]):.3f} s (ce {timed[-1][0]:.2f})"
             )
-        a, b = (BATCH * LENGTH / statistics.median(t) for t in (ours, theirs))
-        print(f"{other.count} parameters, {BATCH} x {LENGTH} tokens a step, {args.threads} threads")
+        a, b = (args.batch * args.length / statistics.median(t) for t in (ours, theirs))
+        print(f"{other.count} parameters, {args.batch} x {args.length} tokens a step, {args.threads} threads")
         print(f"tokens/s: hadal {a:.0f}, PyTorch {b:.0f}: {a / b:.2f} times")
         print(
             f"peak memory, MB: hadal {memory:.0f}, PyTorch {other.peak():.0f} "

@@ -21,7 +21,25 @@ void widen(MixingSums& sums, const MixingSums& others) {
           std::min(sums.least_column, others.least_column), std::max(sums.most_column, others.most_column)};
 }
 
-// Each in which it makes sense: what the recipe asks for in its stages, over the ranks.
+constexpr std::int64_t kGrain = 1 << 14;
+
+void clear(ParameterSet& set, ThreadPool& pool) {
+  float* const values = set.values().data();
+  pool.parallel_for(
+      static_cast<std::int64_t>(set.values().size()), kGrain,
+      [&](std::int64_t begin, std::int64_t end) { std::fill(values + begin, values + end, 0.0F); });
+}
+
+void add(const ParameterSet& from, ParameterSet& to, ThreadPool& pool) {
+  const float* const x = from.values().data();
+  float* const sum = to.values().data();
+  pool.parallel_for(static_cast<std::int64_t>(to.values().size()), kGrain,
+                    [&](std::int64_t begin, std::int64_t end) {
+                      for (std::int64_t i = begin; i < end; ++i) sum[i] += x[i];
+                    });
+}
+
+// Whether so many parts and ranks can do what the recipe asks for.
 Status check_parts(const TrainingRecipe& recipe, std::int64_t parts, int ranks) {
   if (recipe.gradient_parts != 1 && ranks != 1 && recipe.gradient_parts != ranks) {
     return fail(ErrorCode::invalid_argument,
@@ -215,20 +233,15 @@ StepGradient BatchRunner::forward_backward(const StepPlan& plan, const Parameter
   }
   const std::vector<double> of_step = sum_over_ranks(*ranks_, counted);
 
-  gradients.clear();
+  clear(gradients, *pool_);
   std::vector<double> sums(kNumbers);
   for (std::size_t i = 0; i < parts.size(); ++i) {
     std::vector<double> losses(kNumbers);
-    if (i > 0) of_part_->clear();
+    if (i > 0) clear(*of_part_, *pool_);
     run_part(plan, parts[i], of_step, weights, routing, i == 0 ? gradients : *of_part_, losses, result);
     for (std::size_t k = 0; k < sums.size(); ++k) sums[k] += losses[k];
     if (i == 0) continue;
-    const auto to = gradients.values(), from = of_part_->values();
-    pool_->parallel_for(
-        static_cast<std::int64_t>(to.size()), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
-          for (auto k = static_cast<std::size_t>(begin); k < static_cast<std::size_t>(end); ++k)
-            to[k] += from[k];
-        });
+    add(*of_part_, gradients, *pool_);
   }
   if (ranks_->size() > 1) {
     ranks_->sum_to_owners(segments, gradients.values().data());

@@ -1,4 +1,4 @@
-// A training run on disk (docs/training.md has the bytes of a snapshot):
+// A training run on disk (docs/training_files.md has the bytes of a snapshot):
 //
 //   RUN/recipe.json            the recipe as used, every default filled in
 //   RUN/metrics.jsonl          one line per step

@@ -1,4 +1,4 @@
-// A shard of training tokens on disk, mapped when read (docs/training_data.md has the bytes): documents put
+// A shard of training tokens on disk, mapped when read (docs/training_files.md has the bytes): documents put
 // one behind the other, each with its BOS and EOS, and optionally one bit per token that says whether
 // predicting it counts.
 #pragma once
