@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Training speed and memory: hadal against PyTorch, the same model, batch and precision, in one run.
+"""Training speed and memory: hadal against PyTorch on the same model, in one run.
 
-    python tools/compare_training.py --hadal build/ci/hadal --text FILE [--rounds 3] [--steps 20] [--batch 4]
+    python tools/compare_training.py --hadal BINARY --text FILE [--rounds 3] [--steps 20] [--batch 4]
 
-The model is that of recipes/shakespeare.json without its MTP block, which transformers' DeepseekV4 does not
-have; both sides start from one random checkpoint and read byte windows of FILE. PyTorch runs transformers'
-model under bfloat16 autocast with float32 weights, Muon (ten Newton-Schulz iterations in bfloat16, all
-experts of a layer in one batched product) and AdamW: what hadal does. The two take turns, a round each, and
-never run at the same time; PyTorch's steps are timed after a warm-up, hadal's are those of its
-metrics.jsonl but for the first of each round. Medians are compared.
+The model is that of recipes/shakespeare.json without its MTP block, which transformers'
+DeepseekV4 does not have; both sides start from one random checkpoint and read byte windows of
+FILE. PyTorch runs transformers' model under bfloat16 autocast with float32 weights, Muon (ten
+Newton-Schulz iterations in bfloat16, all experts of a layer in one batched product) and AdamW:
+what hadal does. The two take turns, a round each, and never run at the same time; PyTorch's
+steps are timed after a warm-up, hadal's are those of its metrics.jsonl but for the first of
+each round. Medians are compared.
 
-Memory is the peak of the resident set; for PyTorch also what it is above that of the bare imports.
-tools/oracle_requirements.txt says what to install.
+Memory is the peak of the resident set; for PyTorch also what it is above that of the bare
+imports. tools/oracle_requirements.txt says what to install.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ def write_recipe(args: argparse.Namespace, work: Path) -> Path:
     def hadal(*arguments: str | Path) -> None:
         subprocess.run([args.hadal, *map(str, arguments)], check=True, stderr=subprocess.DEVNULL)
 
-    hadal("init", "--config", work / "config.json", "--format", "f32", "--seed", "1", work / "model")
-    hadal("tokenizer", "train", "--bare", "--vocab-size", "256", "-o", work / "tokenizer.json", args.text)
-    hadal("data", "build", "-t", work / "tokenizer.json", "--no-marks", "-o", work / "data", args.text)
+    tokenizer = work / "tokenizer.json"
+    hadal("init", "--config", work / "config.json", "--format", "f32", work / "model")
+    hadal("tokenizer", "train", "--bare", "--vocab-size", "256", "-o", tokenizer, args.text)
+    hadal("data", "build", "-t", tokenizer, "--no-marks", "-o", work / "data", args.text)
     recipe |= {
         "model": {"checkpoint": str(work / "model")},
         "data": {"train": [{"path": str(work / "data")}]},
@@ -69,8 +71,9 @@ def run_hadal(args: argparse.Namespace, recipe: Path, round_: int) -> tuple[list
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     peak = 0.0
     while process.poll() is None:  # what wait4 says counts this process too, from before the exec
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        peak = max([peak, *(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))])
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                peak = max(peak, int(line.split()[1]) / 1024)
         time.sleep(0.02)
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
@@ -103,7 +106,9 @@ class Torch:
                 self.matrices.append((p, torch.zeros_like(p), name.endswith("gate_up_proj")))
             else:
                 others.append(p)
-        self.adamw = torch.optim.AdamW(others, lr=3e-4, betas=(0.9, 0.95), eps=1e-20, weight_decay=0.1, fused=True)
+        self.adamw = torch.optim.AdamW(
+            others, lr=3e-4, betas=(0.9, 0.95), eps=1e-20, weight_decay=0.1, fused=True
+        )
         self.loss = nn.functional.cross_entropy
         data = torch.frombuffer(bytearray(Path(args.text).read_bytes()), dtype=torch.uint8)
         # Ids as hadal's byte tokenizer has them.
@@ -116,7 +121,6 @@ class Torch:
         assert len(vocab) == 256
         self.tokens = ids[data.long()]
         self.generator = torch.Generator().manual_seed(1)
-        # What hadal's arithmetic takes: matrices that several experts share one tensor for, apart.
         self.count = sum(p.numel() for p in self.model.parameters())
 
     def newton_schulz(self, x):  # noqa: ANN001, ANN201
@@ -134,7 +138,8 @@ class Torch:
     def step(self) -> tuple[float, float]:
         """One step: its loss, its seconds."""
         torch = self.torch
-        starts = torch.randint(len(self.tokens) - self.length - 1, (self.batch,), generator=self.generator).tolist()
+        last = len(self.tokens) - self.length - 1
+        starts = torch.randint(last, (self.batch,), generator=self.generator).tolist()
         windows = torch.stack([self.tokens[s : s + self.length + 1] for s in starts])
         begin = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
@@ -189,12 +194,14 @@ def main() -> None:
             ours += times
             timed = [other.step() for _ in range(args.steps)]
             theirs += [t for _, t in timed]
+            torch_time = statistics.median([t for _, t in timed])
             print(
-                f"round {round_}: hadal {statistics.median(times):.3f} s a step (ce {steps[-1]['ce']:.2f}), "
-                f"PyTorch {statistics.median([t for _, t in timed]):.3f} s (ce {timed[-1][0]:.2f})"
+                f"round {round_}: hadal {statistics.median(times):.3f} s a step "
+                f"(ce {steps[-1]['ce']:.2f}), PyTorch {torch_time:.3f} s (ce {timed[-1][0]:.2f})"
             )
         a, b = (args.batch * args.length / statistics.median(t) for t in (ours, theirs))
-        print(f"{other.count} parameters, {args.batch} x {args.length} tokens a step, {args.threads} threads")
+        size = f"{args.batch} x {args.length} tokens a step"
+        print(f"{other.count} parameters, {size}, {args.threads} threads")
         print(f"tokens/s: hadal {a:.0f}, PyTorch {b:.0f}: {a / b:.2f} times")
         print(
             f"peak memory, MB: hadal {memory:.0f}, PyTorch {other.peak():.0f} "
