@@ -289,7 +289,8 @@ Result<std::string> tokenizer_json_with(std::string_view base_json, const Learne
                      spelling_of_bytes(bpe.symbols[static_cast<std::size_t>(merge.right)]));
   }
   for (Json& token : base.trailing) add(std::move(token));
-  for (std::int64_t holder = 0; added_tokens && id < vocab_size; ++holder) {
+  const std::int64_t holders = added_tokens ? vocab_size - id : 0;
+  for (std::int64_t holder = 0; holder < holders; ++holder) {
     add({{"id", 0},
          {"content", fmt::format("{}{}｜>", kPlaceHolder, holder)},
          {"single_word", false},
