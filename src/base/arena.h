@@ -28,24 +28,38 @@ class Arena {
     }
     std::byte* memory = blocks_[block_].data() + used_;
     used_ += bytes;
+    taken_ += bytes;
+    most_taken_ = std::max(most_taken_, taken_);
     return reinterpret_cast<T*>(memory);
+  }
+
+  // With nothing taken: one block as large as all that was ever taken at once. What does not fit behind what
+  // a block already holds leaves its end unused; takes that repeat in the same order then waste nothing.
+  void consolidate() {
+    if (blocks_.size() <= 1 || taken_ != 0) return;
+    blocks_.clear();
+    blocks_.push_back(Buffer<std::byte>::uninitialised(most_taken_));
+    block_ = used_ = 0;
   }
 
   // Everything taken during the life of a Scope is free again at its end.
   class Scope {
    public:
-    explicit Scope(Arena& arena) : arena_(arena), block_(arena.block_), used_(arena.used_) {}
+    explicit Scope(Arena& arena)
+        : arena_(arena), block_(arena.block_), used_(arena.used_), taken_(arena.taken_) {}
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
     ~Scope() {
       arena_.block_ = block_;
       arena_.used_ = used_;
+      arena_.taken_ = taken_;
     }
 
    private:
     Arena& arena_;
     std::size_t block_;
     std::size_t used_;
+    std::size_t taken_;
   };
 
   std::size_t reserved_bytes() const {
@@ -60,6 +74,7 @@ class Arena {
   std::vector<Buffer<std::byte>> blocks_;
   std::size_t block_ = 0;  // the block in use
   std::size_t used_ = 0;   // bytes of it
+  std::size_t taken_ = 0, most_taken_ = 0;
 };
 
 }  // namespace hadal

@@ -19,6 +19,10 @@ int main(int argc, char** argv) {
   hadal::cli::register_inspect(app, outcome);
   hadal::cli::register_init(app, outcome);
   hadal::cli::register_bench(app, outcome);
+  hadal::cli::register_data(app, outcome);
+  hadal::cli::register_tokenizer(app, outcome);
+  hadal::cli::register_train(app, outcome);
+  hadal::cli::register_eval(app, outcome);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -17,6 +17,7 @@
 
 #include "base/buffer.h"
 #include "base/thread_pool.h"
+#include "model/checkpoint_writer.h"
 #include "model/config.h"
 #include "model/parameters.h"
 
@@ -31,11 +32,7 @@ struct InitOptions {
   std::function<bool(std::int64_t done, std::int64_t total)> progress;
 };
 
-struct InitSummary {
-  std::int64_t tensors = 0;
-  std::int64_t bytes = 0;           // of tensors, without headers
-  std::vector<std::string> shards;  // file names
-};
+using InitSummary = CheckpointSummary;
 
 // `config` with the storage formats that a checkpoint written in `format` has.
 Config config_for_format(Config config, StorageFormat format);

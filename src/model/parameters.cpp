@@ -44,6 +44,10 @@ std::string_view to_string(Role role) {
   return "unknown";
 }
 
+bool is_indexer(const ParameterInfo& info) {
+  return info.name.find(".attn.indexer.") != std::string::npos;
+}
+
 std::string scale_name(std::string_view weight_name) {
   constexpr std::string_view kSuffix = ".weight";
   HADAL_CHECK(weight_name.ends_with(kSuffix));

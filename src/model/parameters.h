@@ -44,6 +44,9 @@ struct ParameterInfo {
   std::int64_t expert = -1;  // of routed experts
 };
 
+// Whether it belongs to a lightning indexer, which learns from a loss of its own.
+bool is_indexer(const ParameterInfo& info);
+
 // A small float32 parameter. The file may hold F32, BF16 or F16; loading converts when it must.
 struct Vector {
   std::span<const float> values;

@@ -16,6 +16,7 @@
 
 #include "ops/cpu/index_blocks.h"
 #include "ops/ops.h"
+#include "ops/training_ops.h"
 
 namespace hadal::cpu {
 
@@ -93,6 +94,7 @@ inline std::int64_t packed_at(std::int64_t rows, std::int64_t row, std::int64_t 
 // What the small ops keep on the stack.
 constexpr std::int64_t kMostRopeDim = 256;
 constexpr std::int64_t kMostExpertsPerToken = 64;
+constexpr std::int64_t kMostSinkhornIterations = 32;
 
 struct Kernels {
   std::string_view isa;
@@ -148,6 +150,23 @@ struct Kernels {
                   std::int64_t channel_end);
   void (*hc_head)(const HcHeadParams& p, std::int64_t token_begin, std::int64_t token_end);
   void (*gate)(const GateParams& p, std::int64_t token_begin, std::int64_t token_end);
+  // The ops of training, likewise. What rows or tokens add to the gradient of a parameter comes out in parts,
+  // d_weight [dim] of these rows and parts [tokens][numbers] of each token, for the caller to add up.
+  void (*rms_norm_backward)(const RmsNormBackwardParams& p, std::int64_t row_begin, std::int64_t row_end,
+                            float* d_weight);
+  void (*compress_backward)(const CompressBackwardParams& p, std::int64_t block, std::int64_t channel_begin,
+                            std::int64_t channel_end);
+  void (*swiglu_backward)(const SwigluBackwardParams& p, std::int64_t row_begin, std::int64_t row_end);
+  void (*hc_pre_backward)(const HcPreBackwardParams& p, std::int64_t token_begin, std::int64_t token_end,
+                          float* parts);
+  void (*hc_post_backward)(const HcPostBackwardParams& p, std::int64_t token_begin, std::int64_t token_end);
+  void (*hc_head_backward)(const HcHeadBackwardParams& p, std::int64_t token_begin, std::int64_t token_end,
+                           float* parts);
+  void (*cross_entropy)(const CrossEntropyParams& p, std::int64_t row_begin, std::int64_t row_end);
+  // One head's attention (softmax.inc).
+  float (*attention_probabilities)(float* s, const float* seen, std::int64_t n, float scale, float sink);
+  void (*attention_score_gradients)(const float* p, float along, float scale, std::int64_t n, float* d_p);
+  float (*dot_product)(const float* a, const float* b, std::int64_t n);
 };
 
 // The table for `isa` ("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "neon_dotprod", "neon",

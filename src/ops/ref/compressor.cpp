@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "ops/ref/ref.h"
 
@@ -35,6 +36,45 @@ void compress(const CompressParams& p, ThreadPool& pool) {
             },
             i);
         p.out[b * c + i] = static_cast<float>(weighted / total);
+      }
+    }
+  });
+}
+
+// out = sum_s p_s k_s with p = softmax(g) over the slots s of a row, per channel:
+//   d_k_s = p_s d_out;  d_g_s = p_s (k_s - out) d_out.
+void compress_backward(const CompressBackwardParams& p, ThreadPool& pool) {
+  const std::int64_t m = p.ratio, c = p.dim;
+  const std::int64_t wide = p.overlap ? 2 * c : c;
+  std::fill_n(p.d_values, p.n_tokens * wide, 0.0F);
+  std::fill_n(p.d_gates, p.n_tokens * wide, 0.0F);
+  pool.parallel_for(p.n_blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::int64_t> slots;  // of a channel, as places in the arrays
+    std::vector<double> weights;
+    for (std::int64_t b = begin; b < end; ++b) {
+      for (std::int64_t i = 0; i < c; ++i) {
+        slots.clear();
+        if (p.overlap && b > 0) {
+          for (std::int64_t t = (b - 1) * m; t < b * m; ++t) slots.push_back(t * wide + i);
+        }
+        for (std::int64_t t = b * m; t < (b + 1) * m; ++t)
+          slots.push_back(t * wide + (p.overlap ? c : 0) + i);
+        double maximum = -std::numeric_limits<double>::infinity(), total = 0, out = 0;
+        for (const std::int64_t at : slots) maximum = std::max(maximum, double{p.gates[at]});
+        weights.clear();
+        for (const std::int64_t at : slots) {
+          weights.push_back(std::exp(double{p.gates[at]} - maximum));
+          total += weights.back();
+        }
+        for (std::size_t s = 0; s < slots.size(); ++s) {
+          weights[s] /= total;
+          out += weights[s] * double{p.values[slots[s]]};
+        }
+        const double d_out = p.d_out[b * c + i];
+        for (std::size_t s = 0; s < slots.size(); ++s) {
+          p.d_values[slots[s]] = static_cast<float>(weights[s] * d_out);
+          p.d_gates[slots[s]] = static_cast<float>(weights[s] * (double{p.values[slots[s]]} - out) * d_out);
+        }
       }
     }
   });

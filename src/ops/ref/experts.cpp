@@ -58,4 +58,37 @@ void experts(const ExpertsParams& p, ThreadPool& pool) {
   add(*p.shared, tokens, std::vector<float>(static_cast<std::size_t>(n), 1.0F));
 }
 
+void swiglu(const SwigluParams& p, ThreadPool& pool) {
+  pool.parallel_for(p.rows, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t at = begin * p.inter; at < end * p.inter; ++at) {
+      const double g = std::min(p.gate[at], p.limit);
+      const double u = std::clamp(p.up[at], -p.limit, p.limit);
+      const double weight = p.weights != nullptr ? p.weights[at / p.inter] : 1.0F;
+      p.out[at] = static_cast<float>(weight * (g / (1 + std::exp(-g)) * u));
+    }
+  });
+}
+
+// silu(g) = g sigma(g), silu'(g) = sigma(g) (1 + g (1 - sigma(g))). A clamp passes the gradient inside its
+// range, ends included, and stops it outside.
+void swiglu_backward(const SwigluBackwardParams& p, ThreadPool& pool) {
+  pool.parallel_for(p.rows, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      const double weight = p.weights != nullptr ? p.weights[r] : 1.0F;
+      double d_weight = 0;
+      for (std::int64_t at = r * p.inter; at < (r + 1) * p.inter; ++at) {
+        const bool gate_inside = p.gate[at] <= p.limit, up_inside = std::abs(p.up[at]) <= p.limit;
+        const double g = std::min(p.gate[at], p.limit);
+        const double u = std::clamp(p.up[at], -p.limit, p.limit);
+        const double sigma = 1 / (1 + std::exp(-g)), silu = g * sigma, d_out = p.d_out[at];
+        d_weight += d_out * silu * u;
+        p.d_gate[at] =
+            gate_inside ? static_cast<float>(d_out * weight * u * sigma * (1 + g * (1 - sigma))) : 0.0F;
+        p.d_up[at] = up_inside ? static_cast<float>(d_out * weight * silu) : 0.0F;
+      }
+      if (p.d_weights != nullptr) p.d_weights[r] = static_cast<float>(d_weight);
+    }
+  });
+}
+
 }  // namespace hadal::ref

@@ -48,4 +48,41 @@ void gate(const GateParams& p, ThreadPool& pool) {
   });
 }
 
+// Of the chosen experts, weight_i = f s_i / S with S their sum: d_s_i = f / S (d_w_i - sum_j d_w_j s_j / S).
+// Of all experts, share_i = s_i / A with A the sum of all:       d_s_i = 1 / A (d_share_i - sum_j d_share_j
+// s_j / A). And s = sqrt(softplus(z)): ds/dz = sigmoid(z) / (2 s), which tends to 0 with s.
+void gate_backward(const GateBackwardParams& p, ThreadPool& pool) {
+  pool.parallel_for(p.n_tokens, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<double> d_scores(static_cast<std::size_t>(p.n_experts));
+    for (std::int64_t t = begin; t < end; ++t) {
+      const float* scores = p.scores + t * p.n_experts;
+      const std::int32_t* indices = p.indices + t * p.k;
+      const float* d_weights = p.d_weights + t * p.k;
+      std::fill(d_scores.begin(), d_scores.end(), 0.0);
+
+      double chosen = 0, dot = 0;
+      for (std::int64_t i = 0; i < p.k; ++i) chosen += double{scores[indices[i]]};
+      for (std::int64_t i = 0; i < p.k; ++i)
+        dot += double{d_weights[i]} * double{scores[indices[i]]} / chosen;
+      for (std::int64_t i = 0; i < p.k; ++i) {
+        d_scores[static_cast<std::size_t>(indices[i])] +=
+            double{p.routed_scaling_factor} / chosen * (double{d_weights[i]} - dot);
+      }
+      if (p.d_shares != nullptr) {
+        const float* d_shares = p.d_shares + t / p.length * p.n_experts;
+        double all = 0, mean = 0;
+        for (std::int64_t e = 0; e < p.n_experts; ++e) all += double{scores[e]};
+        for (std::int64_t e = 0; e < p.n_experts; ++e) mean += double{d_shares[e]} * double{scores[e]} / all;
+        for (std::int64_t e = 0; e < p.n_experts; ++e)
+          d_scores[static_cast<std::size_t>(e)] += (double{d_shares[e]} - mean) / all;
+      }
+      for (std::int64_t e = 0; e < p.n_experts; ++e) {
+        const double s = scores[e], z = p.logits[t * p.n_experts + e];
+        const double slope = s > 0 ? 1 / (1 + std::exp(-z)) / (2 * s) : 0;
+        p.d_logits[t * p.n_experts + e] = static_cast<float>(d_scores[static_cast<std::size_t>(e)] * slope);
+      }
+    }
+  });
+}
+
 }  // namespace hadal::ref

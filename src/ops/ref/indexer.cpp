@@ -82,4 +82,93 @@ void index_select(const IndexSelectParams& p, ThreadPool& pool) {
   }
 }
 
+// KL(p || r) = sum_b p_b (log p_b - log r_b) with r = softmax(scores): its gradient is r - p.
+void index_loss(const IndexLossParams& p, ThreadPool& pool) {
+  const CausalAttentionShape& s = p.shape;
+  pool.parallel_for(s.sequences * s.length, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::int64_t> rows;
+    for (std::int64_t token = begin; token < end; ++token) {
+      rows.clear();
+      if (p.selected == nullptr) {
+        for (std::int64_t b = 0; b < s.visible(token % s.length); ++b) rows.push_back(b);
+      } else {
+        for (std::int64_t i = 0; i < s.k && p.selected[token * s.k + i] >= 0; ++i)
+          rows.push_back(p.selected[token * s.k + i]);
+      }
+      p.loss[token] = 0;
+      float* d_scores = p.d_scores != nullptr ? p.d_scores + token * s.n_rows : nullptr;
+      if (d_scores != nullptr) std::fill_n(d_scores, s.n_rows, 0.0F);
+      const float* mass = p.mass + token * s.n_rows;
+      const float* scores = p.scores + token * s.n_rows;
+      double all = 0, maximum = -std::numeric_limits<double>::infinity(), total = 0;
+      for (const std::int64_t b : rows) {
+        all += double{mass[b]};
+        maximum = std::max(maximum, double{scores[b]});
+      }
+      // Where the sink and the window take all that float32 can tell, there is nothing to learn from.
+      if (!(all > 0)) continue;
+      for (const std::int64_t b : rows) total += std::exp(double{scores[b]} - maximum);
+      double loss = 0;
+      for (const std::int64_t b : rows) {
+        const double target = double{mass[b]} / all, log_r = double{scores[b]} - maximum - std::log(total);
+        if (target > 0) loss += target * (std::log(target) - log_r);
+        if (d_scores != nullptr)
+          d_scores[b] = static_cast<float>(double{p.scale} * (std::exp(log_r) - target));
+      }
+      p.loss[token] = static_cast<float>(loss);
+    }
+  });
+}
+
+void causal_index_scores(const CausalIndexScoresParams& p, ThreadPool& pool) {
+  const CausalAttentionShape& s = p.shape;
+  pool.parallel_for(s.sequences * s.length, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t token = begin; token < end; ++token) {
+      float* scores = p.scores + token * s.n_rows;
+      std::fill_n(scores, s.n_rows, 0.0F);
+      for (std::int64_t r = 0; r < s.visible(token % s.length); ++r) {
+        scores[r] = score_f32(p.q + token * s.heads * s.dim, p.weights + token * s.heads,
+                              p.rows + (token / s.length * s.n_rows + r) * s.dim, s.heads, s.dim);
+      }
+    }
+  });
+}
+
+void causal_index_scores_backward(const CausalIndexScoresBackwardParams& p, ThreadPool& pool) {
+  const CausalAttentionShape& s = p.shape;
+  pool.parallel_for(s.sequences, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<double> d_rows(static_cast<std::size_t>(s.n_rows * s.dim));
+    std::vector<double> d_q(static_cast<std::size_t>(s.dim));
+    for (std::int64_t b = begin; b < end; ++b) {
+      std::fill(d_rows.begin(), d_rows.end(), 0.0);
+      for (std::int64_t token = b * s.length; token < (b + 1) * s.length; ++token) {
+        for (std::int64_t h = 0; h < s.heads; ++h) {
+          const std::int64_t th = token * s.heads + h;
+          const float* q = p.q + th * s.dim;
+          double d_weight = 0;
+          std::fill(d_q.begin(), d_q.end(), 0.0);
+          for (std::int64_t r = 0; r < s.visible(token % s.length); ++r) {
+            const float* row = p.rows + (b * s.n_rows + r) * s.dim;
+            const double d_score = p.d_scores[token * s.n_rows + r];
+            double dot = 0;
+            for (std::int64_t i = 0; i < s.dim; ++i) dot += double{q[i]} * double{row[i]};
+            if (dot <= 0) continue;  // relu
+            d_weight += d_score * dot;
+            const double d_dot = d_score * double{p.weights[th]};
+            for (std::int64_t i = 0; i < s.dim; ++i) {
+              d_q[static_cast<std::size_t>(i)] += d_dot * double{row[i]};
+              d_rows[static_cast<std::size_t>(r * s.dim + i)] += d_dot * double{q[i]};
+            }
+          }
+          p.d_weights[th] = static_cast<float>(d_weight);
+          std::transform(d_q.begin(), d_q.end(), p.d_q + th * s.dim,
+                         [](double x) { return static_cast<float>(x); });
+        }
+      }
+      std::transform(d_rows.begin(), d_rows.end(), p.d_rows + b * s.n_rows * s.dim,
+                     [](double x) { return static_cast<float>(x); });
+    }
+  });
+}
+
 }  // namespace hadal::ref

@@ -88,4 +88,17 @@ void linear(const LinearParams& p, ThreadPool& pool) {
   });
 }
 
+void embed_backward(const EmbedBackwardParams& p, ThreadPool& pool) {
+  // Two tokens may be the same row, so the threads divide the channels.
+  pool.parallel_for(p.dim, 16, [&](std::int64_t begin, std::int64_t end) {
+    for (std::size_t t = 0; t < p.tokens.size(); ++t) {
+      const float* d_streams = p.d_streams + static_cast<std::int64_t>(t) * p.copies * p.dim;
+      float* d_row = p.d_embed + std::int64_t{p.tokens[t]} * p.dim;
+      for (std::int64_t i = 0; i < p.copies; ++i) {
+        for (std::int64_t c = begin; c < end; ++c) d_row[c] += d_streams[i * p.dim + c];
+      }
+    }
+  });
+}
+
 }  // namespace hadal::ref

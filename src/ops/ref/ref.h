@@ -5,6 +5,7 @@
 
 #include "base/thread_pool.h"
 #include "ops/ops.h"
+#include "ops/training_ops.h"
 
 namespace hadal::ref {
 
@@ -23,6 +24,23 @@ void hc_post(const HcPostParams& p, ThreadPool& pool);
 void hc_head(const HcHeadParams& p, ThreadPool& pool);
 void gate(const GateParams& p, ThreadPool& pool);
 void experts(const ExpertsParams& p, ThreadPool& pool);
+
+// Training (training_ops.h).
+void embed_backward(const EmbedBackwardParams& p, ThreadPool& pool);
+void rms_norm_backward(const RmsNormBackwardParams& p, ThreadPool& pool);
+void compress_backward(const CompressBackwardParams& p, ThreadPool& pool);
+void causal_attention(const CausalAttentionParams& p, ThreadPool& pool);
+void causal_attention_backward(const CausalAttentionBackwardParams& p, ThreadPool& pool);
+void index_loss(const IndexLossParams& p, ThreadPool& pool);
+void causal_index_scores(const CausalIndexScoresParams& p, ThreadPool& pool);
+void causal_index_scores_backward(const CausalIndexScoresBackwardParams& p, ThreadPool& pool);
+void hc_pre_backward(const HcPreBackwardParams& p, ThreadPool& pool);
+void hc_post_backward(const HcPostBackwardParams& p, ThreadPool& pool);
+void hc_head_backward(const HcHeadBackwardParams& p, ThreadPool& pool);
+void gate_backward(const GateBackwardParams& p, ThreadPool& pool);
+void swiglu(const SwigluParams& p, ThreadPool& pool);
+void swiglu_backward(const SwigluBackwardParams& p, ThreadPool& pool);
+void cross_entropy(const CrossEntropyParams& p, ThreadPool& pool);
 
 // The choice of IndexSelectParams from scores [n]; indices: [k].
 void top_k(const float* scores, std::int64_t n, std::int64_t k, std::int32_t* indices);
