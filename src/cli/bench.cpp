@@ -253,7 +253,7 @@ Status bench(const Arguments& arguments) {
   }
   HADAL_ASSIGN_OR_RETURN(const StateFormat format,
                          choose_state_format(arguments.engine.state, quantises_rows(numerics)));
-  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
+  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics, *backend));
   Transformer transformer(model, *backend, numerics);
   if (transformer.prepared().bytes > 0) notice(transformer.prepared().to_string());
   Bench runner(arguments, model, format, transformer, pool);

@@ -29,6 +29,11 @@ void Backend::run(const LinearParams& p) {
   if (p.n_tokens > 0) dispatch(&Backend::linear, p);
 }
 
+void Backend::run(const AnglesParams& p) {
+  HADAL_CHECK(!p.frequencies.empty());
+  if (!p.positions.empty()) dispatch(&Backend::angles, p);
+}
+
 void Backend::run(const RopeParams& p) {
   HADAL_CHECK(p.rope_dim > 0 && p.rope_dim % 2 == 0 && p.rope_dim <= p.dim);
   if (p.n_tokens > 0) dispatch(&Backend::rope, p);
@@ -42,6 +47,24 @@ void Backend::run(const QuantiseParams& p) {
   if (p.rows > 0) dispatch(&Backend::quantise, p);
 }
 
+void Backend::run(const RoundBf16Params& p) {
+  HADAL_CHECK(p.begin >= 0 && p.begin <= p.dim);
+  if (p.rows > 0 && p.begin < p.dim) dispatch(&Backend::round_bf16, p);
+}
+
+void Backend::run(const ScaleParams& p) {
+  if (p.count > 0) dispatch(&Backend::scale, p);
+}
+
+void Backend::run(const AddRowsParams& p) {
+  HADAL_CHECK(p.repeat > 0 && p.rows % p.repeat == 0);
+  if (p.rows > 0) dispatch(&Backend::add_rows, p);
+}
+
+void Backend::run(const GatherRowsParams& p) {
+  if (!p.rows.empty()) dispatch(&Backend::gather_rows, p);
+}
+
 void Backend::run(const HadamardParams& p) {
   HADAL_CHECK(std::has_single_bit(static_cast<std::uint64_t>(p.dim)));
   if (p.rows > 0) dispatch(&Backend::hadamard, p);
@@ -50,6 +73,15 @@ void Backend::run(const HadamardParams& p) {
 void Backend::run(const CompressParams& p) {
   HADAL_CHECK(p.ratio > 0 && p.dim > 0 && (p.overlap || !p.has_previous));
   if (p.n_blocks > 0) dispatch(&Backend::compress, p);
+}
+
+void Backend::run(const CompressTokensParams& p) {
+  HADAL_CHECK(p.ratio > 0 && p.dim > 0 && !p.segments.empty());
+  dispatch(&Backend::compress_tokens, p);
+}
+
+void Backend::run(const StoreRowsParams& p) {
+  if (!p.places.empty()) dispatch(&Backend::store_rows, p);
 }
 
 void Backend::run(const IndexScoresParams& p) {
