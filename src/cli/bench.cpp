@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <numeric>
+#include <optional>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -44,6 +45,22 @@ std::size_t bandwidth_buffer(const Arguments& arguments) {
   return arguments.engine.memory_bytes > 0 ? std::size_t{256} << 20 : std::size_t{1} << 30;
 }
 
+// Of the memory that the weights are in: what reading it alone reaches or, on a device, what copies move.
+class Bandwidth {
+ public:
+  Bandwidth(const Arguments& arguments, Memory& memory, ThreadPool& pool) {
+    if (memory.on_host())
+      read_.emplace(bandwidth_buffer(arguments), pool);
+    else
+      copy_.emplace(std::size_t{4} << 30, memory);
+  }
+  double measure() { return read_ ? read_->measure() : copy_->measure(); }
+
+ private:
+  std::optional<ReadBandwidth> read_;
+  std::optional<CopyBandwidth> copy_;
+};
+
 class Bench {
  public:
   Bench(const Arguments& arguments, const Model& model, StateFormat format, Transformer& transformer,
@@ -52,7 +69,7 @@ class Bench {
         model_(model),
         layout_(model.state_layout(format)),
         transformer_(transformer),
-        bandwidth_(bandwidth_buffer(arguments), pool) {
+        bandwidth_(arguments, transformer.backend().memory(), pool) {
     bandwidth_.measure();
   }
 
@@ -200,7 +217,7 @@ class Bench {
   const Model& model_;
   const StateLayout& layout_;
   Transformer& transformer_;
-  ReadBandwidth bandwidth_;
+  Bandwidth bandwidth_;
   Sampler sampler_;
   Philox random_{1, 0};
   std::uint64_t drawn_ = 0;

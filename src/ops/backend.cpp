@@ -7,6 +7,9 @@
 #include "base/check.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/ref/reference_backend.h"
+#ifdef HADAL_CUDA
+#include "ops/cuda/cuda_backend.h"
+#endif
 
 namespace hadal {
 
@@ -131,8 +134,15 @@ void Backend::run(const ExpertsParams& p) {
 
 Result<std::unique_ptr<Backend>> make_backend(std::string_view name, std::string_view isa, ThreadPool& pool) {
   if (name == "ref") return std::make_unique<ReferenceBackend>(pool);
+  if (name == "cuda") {
+#ifdef HADAL_CUDA
+    return CudaBackend::make();
+#else
+    return fail(ErrorCode::unsupported, "backend 'cuda': this build has none; configure with -DHADAL_CUDA=ON");
+#endif
+  }
   if (name != "cpu") {
-    return fail(ErrorCode::unsupported, fmt::format("backend '{}': there are 'ref' and 'cpu'", name));
+    return fail(ErrorCode::unsupported, fmt::format("backend '{}': there are 'cpu', 'cuda' and 'ref'", name));
   }
   HADAL_ASSIGN_OR_RETURN(const cpu::Kernels* kernels, cpu::choose_kernels(isa));
   return std::make_unique<CpuBackend>(*kernels, pool);

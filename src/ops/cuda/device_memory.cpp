@@ -76,10 +76,6 @@ void DeviceMemory::release(std::byte* at, std::size_t bytes) {
   check(cudaFree(at), "cudaFree");
 }
 
-void DeviceMemory::flush() {
-  if (recorder_ != nullptr) recorder_->flush();
-}
-
 void DeviceMemory::clear(std::byte* at, std::size_t bytes) {
   flush();
   check(cudaMemsetAsync(at, 0, bytes, stream_), "cudaMemsetAsync");

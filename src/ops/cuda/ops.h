@@ -61,7 +61,16 @@ void compress(Recorder& r, const CompressParams& p);
 void compress_tokens(Recorder& r, const CompressTokensParams& p);
 void linear(Recorder& r, const LinearParams& p);
 void index_scores(Recorder& r, const IndexScoresParams& p);
-void index_select(Recorder& r, const IndexSelectParams& p);
+// Selections of one layer, a sequence after another, that become one launch.
+struct IndexSelection {
+  IndexSelectParams first;
+  std::vector<const std::byte* const*> pages;  // of each token's sequence, staged
+  std::vector<std::int64_t> visible;           // of each token
+
+  // False if it does not continue what is here, which must be recorded before.
+  bool add(Recorder& r, const IndexSelectParams& p);
+  void record(Recorder& r);
+};
 void sparse_attention(Recorder& r, const SparseAttentionParams& p);
 void hc_pre(Recorder& r, const HcPreParams& p);
 void hc_post(Recorder& r, const HcPostParams& p);

@@ -22,11 +22,9 @@ Recorder::Recorder(DeviceMemory& memory) : memory_(memory) {
   host_ = static_cast<std::byte*>(host);
   device_ = static_cast<std::byte*>(device);
   check(cudaEventCreateWithFlags(&uploaded_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-  memory_.set_recorder(this);
 }
 
 Recorder::~Recorder() {
-  memory_.set_recorder(nullptr);
   cudaStreamSynchronize(memory_.stream());
   for (const Graph& graph : graphs_) {
     if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
@@ -39,7 +37,10 @@ Recorder::~Recorder() {
 std::byte* Recorder::add(const void* kernel, dim3 grid, unsigned threads, std::size_t shared,
                          std::size_t args) {
   if (shared > kPlainShared && allowed_.insert(kernel).second) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared),
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               kMostShared - static_cast<int>(attributes.sharedSizeBytes)),
           "cudaFuncSetAttribute");
   }
   const std::size_t at = (args_.size() + kAlignment - 1) / kAlignment * kAlignment;

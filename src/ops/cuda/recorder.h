@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <set>
 #include <span>
@@ -36,14 +37,16 @@ class DeviceMemory final : public Memory {
   void read(void* to_host, const std::byte* from, std::size_t bytes) override;
 
   cudaStream_t stream() const { return stream_; }
-  // Called before anything else touches the stream.
-  void set_recorder(class Recorder* recorder) { recorder_ = recorder; }
+  // Called before anything else goes to the stream: sends what is recorded.
+  void set_flush(std::function<void()> flush) { flush_ = std::move(flush); }
 
  private:
-  void flush();
+  void flush() {
+    if (flush_) flush_();
+  }
 
   cudaStream_t stream_ = nullptr;
-  class Recorder* recorder_ = nullptr;
+  std::function<void()> flush_;
   std::map<std::size_t, std::vector<std::byte*>> free_;  // by size
   std::vector<void*> slabs_;
   std::byte* slab_ = nullptr;
@@ -66,10 +69,8 @@ class Recorder {
     std::memcpy(to, &args, sizeof(Args));
   }
 
-  // Before an op records: that there is room for what it stages.
-  void begin_op() {
-    if (staged_ > kStaging / 2) flush();
-  }
+  // Whether so much is staged that the next op might find no room.
+  bool full() const { return staged_ > kStaging / 2; }
   // Where kernels will find a copy of host data. Data equal to some that was staged lately is kept once.
   template <class T>
   const T* stage(std::span<const T> data) {

@@ -1,0 +1,245 @@
+// What stands around the sublayers of a block: mHC and the router.
+#include "base/check.h"
+#include "ops/cuda/device.cuh"
+#include "ops/cuda/ops.h"
+
+namespace hadal::cuda {
+namespace {
+
+constexpr int kMostStreams = 16;
+
+__device__ inline float sigmoid(float x) {
+  return 1.0F / (1.0F + expf(-x));
+}
+
+// 1 / sqrt(mean(v^2) + eps) over the block's threads.
+__device__ inline float inverse_rms(const float* v, std::int64_t n, float eps, double* scratch) {
+  double squares = 0;
+  for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) squares += double{v[i]} * double{v[i]};
+  squares = block_sum(squares, scratch);
+  return 1.0F / sqrtf(static_cast<float>(squares / static_cast<double>(n)) + eps);
+}
+
+__device__ inline void read_streams(const float* streams, const float* pre, int n, std::int64_t dim, float* out) {
+  for (std::int64_t i = threadIdx.x; i < dim; i += blockDim.x) {
+    float sum = 0;
+    for (int s = 0; s < n; ++s) sum += pre[s] * streams[s * dim + i];
+    out[i] = sum;
+  }
+}
+
+// The sum of the entries `first`, `first + step`, ... of a matrix that lies one entry in a lane.
+__device__ inline float line_sum(float entry, int first, int step, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; ++i) sum += __shfl_sync(kAll, entry, first + i * step);
+  return sum;
+}
+
+struct HcPreArgs {
+  const float *streams, *mix, *scale, *base;
+  float *pre, *post, *comb, *out;
+  std::int64_t dim;
+  int n, sinkhorn_iters;
+  float norm_eps, hc_eps;
+};
+// A block per token. With at most five streams the mixing matrix lies in the lanes of the first warp.
+__global__ void hc_pre_kernel(HcPreArgs p) {
+  __shared__ double scratch[32];
+  __shared__ float pre[kMostStreams], matrix[kMostStreams * kMostStreams];
+  const std::int64_t t = blockIdx.x;
+  const int n = p.n, tid = static_cast<int>(threadIdx.x);
+  const float* streams = p.streams + t * n * p.dim;
+  const float inverse = inverse_rms(streams, n * p.dim, p.norm_eps, scratch);
+  const float* mix = p.mix + t * (2 + n) * n;
+  if (tid < n) {
+    pre[tid] = sigmoid(mix[tid] * inverse * p.scale[0] + p.base[tid]) + p.hc_eps;
+    p.pre[t * n + tid] = pre[tid];
+    p.post[t * n + tid] = 2 * sigmoid(mix[n + tid] * inverse * p.scale[1] + p.base[n + tid]);
+  }
+  if (tid < n * n) matrix[tid] = mix[2 * n + tid] * inverse * p.scale[2] + p.base[2 * n + tid];
+  __syncthreads();
+  float* comb = p.comb + t * n * n;
+  if (n * n <= kWarp && tid < kWarp) {
+    const int at = tid < n * n ? tid : 0, row = at / n * n, column = at % n;
+    float c = matrix[at], maximum = matrix[row];
+    for (int i = 1; i < n; ++i) maximum = fmaxf(maximum, matrix[row + i]);
+    c = expf(c - maximum);
+    c = c / line_sum(c, row, 1, n) + p.hc_eps;
+    c /= line_sum(c, column, n, n) + p.hc_eps;
+    for (int iteration = 1; iteration < p.sinkhorn_iters; ++iteration) {
+      c /= line_sum(c, row, 1, n) + p.hc_eps;
+      c /= line_sum(c, column, n, n) + p.hc_eps;
+    }
+    if (tid < n * n) comb[tid] = c;
+  }
+  if (n * n > kWarp && tid == 0) {
+    for (int j = 0; j < n; ++j) {
+      float* line = matrix + j * n;
+      float maximum = line[0], sum = 0;
+      for (int i = 1; i < n; ++i) maximum = fmaxf(maximum, line[i]);
+      for (int i = 0; i < n; ++i) sum += line[i] = expf(line[i] - maximum);
+      for (int i = 0; i < n; ++i) line[i] = line[i] / sum + p.hc_eps;
+    }
+    const auto normalise = [&](int line_step, int entry_step) {
+      for (int line = 0; line < n; ++line) {
+        float sum = 0;
+        for (int i = 0; i < n; ++i) sum += matrix[line * line_step + i * entry_step];
+        for (int i = 0; i < n; ++i) matrix[line * line_step + i * entry_step] /= sum + p.hc_eps;
+      }
+    };
+    normalise(1, n);
+    for (int iteration = 1; iteration < p.sinkhorn_iters; ++iteration) {
+      normalise(n, 1);
+      normalise(1, n);
+    }
+    for (int i = 0; i < n * n; ++i) comb[i] = matrix[i];
+  }
+  read_streams(streams, pre, n, p.dim, p.out + t * p.dim);
+}
+
+struct HcPostArgs {
+  const float *y, *post, *comb;
+  float* streams;
+  std::int64_t dim, n;
+};
+__global__ void hc_post_kernel(HcPostArgs p) {
+  const std::int64_t t = blockIdx.x, at = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
+  if (at >= p.dim) return;
+  const auto n = static_cast<int>(p.n);
+  const float *post = p.post + t * n, *comb = p.comb + t * n * n;
+  float* streams = p.streams + t * n * p.dim + at;
+  float before[kMostStreams];
+#pragma unroll
+  for (int j = 0; j < kMostStreams; ++j) before[j] = j < n ? streams[j * p.dim] : 0.0F;
+  const float y = p.y[t * p.dim + at];
+  for (int i = 0; i < n; ++i) {
+    float mixed = 0;
+#pragma unroll
+    for (int j = 0; j < kMostStreams; ++j) {
+      if (j < n) mixed += comb[j * n + i] * before[j];
+    }
+    streams[i * p.dim] = post[i] * y + mixed;
+  }
+}
+
+struct HcHeadArgs {
+  const float *streams, *mix, *scale, *base;
+  float* out;
+  std::int64_t dim, n;
+  float norm_eps, hc_eps;
+};
+__global__ void hc_head_kernel(HcHeadArgs p) {
+  __shared__ double scratch[32];
+  __shared__ float pre[kMostStreams];
+  const std::int64_t t = blockIdx.x;
+  const auto n = static_cast<int>(p.n);
+  const float* streams = p.streams + t * n * p.dim;
+  const float inverse = inverse_rms(streams, n * p.dim, p.norm_eps, scratch);
+  if (threadIdx.x < n)
+    pre[threadIdx.x] = sigmoid(p.mix[t * n + threadIdx.x] * inverse * p.scale[0] + p.base[threadIdx.x]) + p.hc_eps;
+  __syncthreads();
+  read_streams(streams, pre, n, p.dim, p.out + t * p.dim);
+}
+
+struct GateArgs {
+  const float *logits, *bias;
+  const std::int32_t *table, *tokens;
+  float* scores;
+  std::int32_t* indices;
+  float* weights;
+  int n_experts, k;
+  float factor;
+  int unused;
+};
+// A block per token: k times the best of those that are left.
+__global__ void gate_kernel(GateArgs p) {
+  extern __shared__ float shared[];  // [E] scores, [E] what chooses
+  __shared__ float best_score[32];
+  __shared__ int best_id[32];
+  float *scores = shared, *choosing = shared + p.n_experts;
+  const std::int64_t t = blockIdx.x;
+  const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), lane = tid % kWarp;
+  for (int e = tid; e < p.n_experts; e += threads) {
+    const float x = p.logits[t * p.n_experts + e];
+    scores[e] = sqrtf(x > 20 ? x : log1pf(expf(x)));
+    p.scores[t * p.n_experts + e] = scores[e];
+    if (p.bias != nullptr) choosing[e] = scores[e] + p.bias[e];
+  }
+  __syncthreads();
+  std::int32_t* indices = p.indices + t * p.k;
+  if (p.table != nullptr) {
+    if (tid < p.k) indices[tid] = p.table[std::int64_t{p.tokens[t]} * p.k + tid];
+  } else {
+    const float nothing = -INFINITY;
+    for (int i = 0; i < p.k; ++i) {
+      float score = nothing;
+      int id = p.n_experts;
+      const auto take = [&](float other, int other_id) {
+        if (other > score || (other == score && other_id < id)) {
+          score = other;
+          id = other_id;
+        }
+      };
+      for (int e = tid; e < p.n_experts; e += threads) take(choosing[e], e);
+      for (int distance = 16; distance > 0; distance /= 2) {
+        const float other = __shfl_xor_sync(kAll, score, distance);
+        take(other, __shfl_xor_sync(kAll, id, distance));
+      }
+      if (lane == 0) {
+        best_score[tid / kWarp] = score;
+        best_id[tid / kWarp] = id;
+      }
+      __syncthreads();
+      score = nothing;
+      id = p.n_experts;
+      for (int w = 0; w < threads / kWarp; ++w) take(best_score[w], best_id[w]);
+      // Where nothing is left that compares, the first that was not taken, in order of ids.
+      if (tid == 0) {
+        if (id == p.n_experts) id = i;
+        indices[i] = id;
+        choosing[id] = nothing;
+      }
+      __syncthreads();
+    }
+  }
+  __syncthreads();
+  if (tid == 0) {
+    float sum = 0;
+    for (int i = 0; i < p.k; ++i) sum += scores[indices[i]];
+    for (int i = 0; i < p.k; ++i) p.weights[t * p.k + i] = scores[indices[i]] / sum * p.factor;
+  }
+}
+
+unsigned count(std::int64_t n) {
+  return static_cast<unsigned>(n);
+}
+
+}  // namespace
+
+void hc_pre(Recorder& r, const HcPreParams& p) {
+  HADAL_CHECK(p.n <= kMostStreams);
+  r.launch(hc_pre_kernel, dim3(count(p.n_tokens)), 512, 0,
+           HcPreArgs{p.streams, p.mix, p.scale, p.base, p.pre, p.post, p.comb, p.out, p.dim, static_cast<int>(p.n),
+                     static_cast<int>(p.sinkhorn_iters), p.norm_eps, p.hc_eps});
+}
+
+void hc_post(Recorder& r, const HcPostParams& p) {
+  HADAL_CHECK(p.n <= kMostStreams);
+  r.launch(hc_post_kernel, dim3(count(p.n_tokens), count((p.dim + 127) / 128)), 128, 0,
+           HcPostArgs{p.y, p.post, p.comb, p.streams, p.dim, p.n});
+}
+
+void hc_head(Recorder& r, const HcHeadParams& p) {
+  HADAL_CHECK(p.n <= kMostStreams);
+  r.launch(hc_head_kernel, dim3(count(p.n_tokens)), 512, 0,
+           HcHeadArgs{p.streams, p.mix, p.scale, p.base, p.out, p.dim, p.n, p.norm_eps, p.hc_eps});
+}
+
+void gate(Recorder& r, const GateParams& p) {
+  const std::int32_t* tokens = p.table != nullptr ? r.stage(p.tokens) : nullptr;
+  r.launch(gate_kernel, dim3(count(p.n_tokens)), 256, static_cast<std::size_t>(2 * p.n_experts) * sizeof(float),
+           GateArgs{p.logits, p.bias, p.table, tokens, p.scores, p.indices, p.weights,
+                    static_cast<int>(p.n_experts), static_cast<int>(p.k), p.routed_scaling_factor, 0});
+}
+
+}  // namespace hadal::cuda
