@@ -14,7 +14,7 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/ops/cuda/*.cp
 add_library(hadal_cuda_kernels OBJECT ${cuda_kernels})
 target_include_directories(hadal_cuda_kernels PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
 # As on the CPU, a product and a sum stay two roundings unless the code says fmaf.
-target_compile_options(hadal_cuda_kernels PRIVATE -fmad=false -Xcompiler=-Wall,-Wextra)
+target_compile_options(hadal_cuda_kernels PRIVATE -fmad=false --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra)
 if(HADAL_WERROR)
   target_compile_options(hadal_cuda_kernels PRIVATE -Werror=all-warnings)
 endif()

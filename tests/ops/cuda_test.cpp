@@ -141,7 +141,8 @@ TEST_F(CudaTest, LinearMatchesReferenceAndItself) {
   };
   for (const auto format : {Linear::Format::f32, Linear::Format::f16, Linear::Format::bf16, Linear::Format::fp8,
                             Linear::Format::fp4}) {
-    for (const Shape& s : {Shape{134, 384, 1}, Shape{134, 384, 2}, Shape{24, 2048, 1}, Shape{64, 1152, 1}}) {
+    for (const Shape& s : {Shape{134, 384, 1}, Shape{134, 384, 2}, Shape{24, 2048, 1}, Shape{64, 1152, 1},
+                           Shape{2822, 384, 1}, Shape{2880, 128, 2}}) {
       const std::int64_t most = 150;
       const Matrix w(format, s.out, s.in, 7, memory());
       const Linear on_device = w.on_device();
@@ -568,7 +569,7 @@ TEST_F(CudaTest, AttentionMatchesReferenceAndItself) {
         return out.values();
       };
       const auto all = run(most);
-      EXPECT_LT(relative_error(all, expected), 1e-6) << static_cast<int>(s.format) << " " << s.heads << " " << s.dim;
+      EXPECT_LT(relative_error(all, expected), 1.5e-6) << static_cast<int>(s.format) << " " << s.heads << " " << s.dim;
       for (const std::int64_t n : {1, 3, 40}) expect_same(run(n), all, n);
     }
   }

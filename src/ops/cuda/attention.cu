@@ -9,8 +9,9 @@
 #include <vector>
 
 #include "base/check.h"
-#include "ops/cuda/mma_rows.cuh"
+#include "ops/cuda/fragments.cuh"
 #include "ops/cuda/ops.h"
+#include "ops/cuda/weights.cuh"
 
 namespace hadal::cuda {
 namespace {
@@ -208,8 +209,10 @@ __device__ inline void load_parts(const float* a, const float* b, int k, std::ui
   }
 }
 
-// Scores of a chunk of 64 rows: grid (chunks, T, heads / 64).
-__global__ void __launch_bounds__(kMatrixThreads) scores_kernel(Attention p) {
+constexpr int kScoreThreads = 256;
+
+// Scores of a chunk of 64 rows: grid (chunks, T, heads / 64). A warp has 16 heads and half of the rows.
+__global__ void __launch_bounds__(kScoreThreads) scores_kernel(Attention p) {
   extern __shared__ std::uint16_t tile[];  // [64][dim + padding]
   __shared__ const std::byte* row_of[kChunk];
   __shared__ bool fresh_of[kChunk];
@@ -219,35 +222,38 @@ __global__ void __launch_bounds__(kMatrixThreads) scores_kernel(Attention p) {
   const int dim = p.shape.dim, stride = dim + kPadding;
   load_chunk(p, rows, chunk, 0, dim, tile, row_of, fresh_of);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
-  const std::int64_t head = std::int64_t{blockIdx.z} * kHeads + threadIdx.x / kWarp * 16;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, half = warp / 4 * (kChunk / 2);
+  const std::int64_t head = std::int64_t{blockIdx.z} * kHeads + warp % 4 * 16;
   if (head >= p.heads) return;
   const float* query = p.q + (t * p.heads + head + g) * dim;
   const float* query_8 = query + 8 * dim;
-  float sums[8][4] = {};
+  float sums[4][4] = {};
   constexpr int kSteps = 8;  // of 16 entries, summed by the matrix units alone
   for (int first = 0; first < dim / 16; first += kSteps) {
-    float part[8][4] = {};
+    float large[4][4] = {}, small[4][4] = {};  // of the first parts and of the others
+#pragma unroll 4
     for (int step = first; step < min(first + kSteps, dim / 16); ++step) {
       std::uint32_t a[3][4];
       load_parts(query, query_8, step * 16 + 2 * q, a);
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const std::uint16_t* row = tile + (8 * n + g) * stride + step * 16 + 2 * q;
+      for (int n = 0; n < 4; ++n) {
+        const std::uint16_t* row = tile + (half + 8 * n + g) * stride + step * 16 + 2 * q;
         const auto b0 = *reinterpret_cast<const std::uint32_t*>(row), b1 = *reinterpret_cast<const std::uint32_t*>(row + 8);
-#pragma unroll
-        for (int i = 0; i < 3; ++i) mma(part[n], a[i][0], a[i][1], a[i][2], a[i][3], b0, b1);
+        mma(small[n], a[2][0], a[2][1], a[2][2], a[2][3], b0, b1);
+        mma(small[n], a[1][0], a[1][1], a[1][2], a[1][3], b0, b1);
+        mma(large[n], a[0][0], a[0][1], a[0][2], a[0][3], b0, b1);
       }
     }
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
+    for (int n = 0; n < 4; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[n][i] += part[n][i];
+      for (int i = 0; i < 4; ++i) sums[n][i] += large[n][i] + small[n][i];
     }
   }
   const float scale = static_cast<float>(1 / sqrt(static_cast<double>(dim)));
-  float* to = p.scores + (t * p.heads + head + g) * p.stride + chunk * kChunk + 2 * q;
+  float* to = p.scores + (t * p.heads + head + g) * p.stride + chunk * kChunk + half + 2 * q;
 #pragma unroll
-  for (int n = 0; n < 8; ++n) {
+  for (int n = 0; n < 4; ++n) {
     *reinterpret_cast<float2*>(to + 8 * n) = {sums[n][0] * scale, sums[n][1] * scale};
     *reinterpret_cast<float2*>(to + 8 * p.stride + 8 * n) = {sums[n][2] * scale, sums[n][3] * scale};
   }
@@ -397,20 +403,28 @@ void sparse_attention(Recorder& r, const SparseAttentionParams& p) {
   a.k = p.k;
   a.stride = stride;
 
+  const Range q = range(p.q, p.n_tokens * p.heads * p.row.dim), kv = range(p.kv, p.n_tokens * p.row.dim);
+  const Range out = range(p.out, p.n_tokens * p.heads * p.row.dim), sums = range(a.sums, p.n_tokens * p.heads);
+  const Range scores = range(a.scores, p.n_tokens * p.heads * stride);
+  const Range selected = range(p.selected, p.selected != nullptr ? p.n_tokens * p.k : 0);
   const dim3 per_head(count(p.n_tokens), count(p.heads));
   if (!matrix) {
-    r.launch(plain_scores_kernel, dim3(count(p.n_tokens * p.heads), count((most + 7) / 8)), 256, 0, a);
-    r.launch(softmax_kernel, per_head, 256, 0, a);
-    r.launch(plain_values_kernel, dim3(per_head.x, per_head.y, count((p.row.dim + 127) / 128)), 128, 0, a);
+    r.launch(plain_scores_kernel, dim3(count(p.n_tokens * p.heads), count((most + 7) / 8)), 256, 0, a,
+             {q, kv, selected, sequence_rows()}, {scores});
+    r.launch(softmax_kernel, per_head, 256, 0, a, {scores}, {scores, sums});
+    r.launch(plain_values_kernel, dim3(per_head.x, per_head.y, count((p.row.dim + 127) / 128)), 128, 0, a,
+             {scores, sums, kv, selected, sequence_rows()}, {out});
     return;
   }
   const std::size_t tile = static_cast<std::size_t>(kChunk * (p.row.dim + kPadding)) * 2;
-  r.launch(scores_kernel, dim3(count(chunks), count(p.n_tokens), count(groups)), kMatrixThreads, tile, a);
-  r.launch(softmax_kernel, per_head, 256, 0, a);
+  r.launch(scores_kernel, dim3(count(chunks), count(p.n_tokens), count(groups)), kScoreThreads, tile, a,
+           {q, kv, selected, sequence_rows()}, {scores});
+  r.launch(softmax_kernel, per_head, 256, 0, a, {scores}, {scores, sums});
   const ValuesArgs values{a, partials, chunks};
+  const Range partial = range(partials, apart ? p.n_tokens * chunks * p.heads * p.row.dim : 0);
   r.launch(values_kernel, dim3(count(slices), count(p.n_tokens), count(groups * (apart ? chunks : 1))), kMatrixThreads, 0,
-           values);
-  if (apart) r.launch(add_chunks_kernel, per_head, 128, 0, values);
+           values, {scores, sums, kv, selected, sequence_rows()}, {apart ? partial : out});
+  if (apart) r.launch(add_chunks_kernel, per_head, 128, 0, values, {partial, sums}, {out});
 }
 
 }  // namespace hadal::cuda

@@ -15,12 +15,20 @@ __device__ inline float sigmoid(float x) {
 // 1 / sqrt(mean(v^2) + eps) over the block's threads.
 __device__ inline float inverse_rms(const float* v, std::int64_t n, float eps, double* scratch) {
   double squares = 0;
-  for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) squares += double{v[i]} * double{v[i]};
+  const std::int64_t fours = n % 4 == 0 ? n / 4 : 0;
+#pragma unroll 8
+  for (std::int64_t i = threadIdx.x; i < fours; i += blockDim.x) {
+    const float4 x = reinterpret_cast<const float4*>(v)[i];
+    squares += (double{x.x} * double{x.x} + double{x.y} * double{x.y}) + (double{x.z} * double{x.z} + double{x.w} * double{x.w});
+  }
+  for (std::int64_t i = 4 * fours + threadIdx.x; i < n; i += blockDim.x) squares += double{v[i]} * double{v[i]};
   squares = block_sum(squares, scratch);
   return 1.0F / sqrtf(static_cast<float>(squares / static_cast<double>(n)) + eps);
 }
 
+// Streams lie `dim` apart; a thread has the same entry of all.
 __device__ inline void read_streams(const float* streams, const float* pre, int n, std::int64_t dim, float* out) {
+#pragma unroll 4
   for (std::int64_t i = threadIdx.x; i < dim; i += blockDim.x) {
     float sum = 0;
     for (int s = 0; s < n; ++s) sum += pre[s] * streams[s * dim + i];
@@ -38,28 +46,43 @@ __device__ inline float line_sum(float entry, int first, int step, int n) {
 struct HcPreArgs {
   const float *streams, *mix, *scale, *base;
   float *pre, *post, *comb, *out;
+  float* inverse;  // [T]
   std::int64_t dim;
   int n, sinkhorn_iters;
   float norm_eps, hc_eps;
 };
-// A block per token. With at most five streams the mixing matrix lies in the lanes of the first warp.
-__global__ void hc_pre_kernel(HcPreArgs p) {
+
+// What the sublayer waits for; a block per token.
+__global__ void hc_read_kernel(HcPreArgs p) {
   __shared__ double scratch[32];
-  __shared__ float pre[kMostStreams], matrix[kMostStreams * kMostStreams];
+  __shared__ float pre[kMostStreams];
   const std::int64_t t = blockIdx.x;
   const int n = p.n, tid = static_cast<int>(threadIdx.x);
   const float* streams = p.streams + t * n * p.dim;
   const float inverse = inverse_rms(streams, n * p.dim, p.norm_eps, scratch);
-  const float* mix = p.mix + t * (2 + n) * n;
   if (tid < n) {
-    pre[tid] = sigmoid(mix[tid] * inverse * p.scale[0] + p.base[tid]) + p.hc_eps;
+    pre[tid] = sigmoid(p.mix[t * (2 + n) * n + tid] * inverse * p.scale[0] + p.base[tid]) + p.hc_eps;
     p.pre[t * n + tid] = pre[tid];
-    p.post[t * n + tid] = 2 * sigmoid(mix[n + tid] * inverse * p.scale[1] + p.base[n + tid]);
   }
-  if (tid < n * n) matrix[tid] = mix[2 * n + tid] * inverse * p.scale[2] + p.base[2 * n + tid];
+  if (tid == 0) p.inverse[t] = inverse;
+  __syncthreads();
+  read_streams(streams, pre, n, p.dim, p.out + t * p.dim);
+}
+
+// What only hc_post waits for; a block per token. With at most five streams the mixing matrix lies in the lanes
+// of a warp.
+__global__ void hc_mix_kernel(HcPreArgs p) {
+  __shared__ float matrix[kMostStreams * kMostStreams];
+  const std::int64_t t = blockIdx.x;
+  const int n = p.n, tid = static_cast<int>(threadIdx.x);
+  const float inverse = p.inverse[t];
+  const float* mix = p.mix + t * (2 + n) * n;
+  if (tid < n) p.post[t * n + tid] = 2 * sigmoid(mix[n + tid] * inverse * p.scale[1] + p.base[n + tid]);
+  for (int i = tid; i < n * n; i += static_cast<int>(blockDim.x))
+    matrix[i] = mix[2 * n + i] * inverse * p.scale[2] + p.base[2 * n + i];
   __syncthreads();
   float* comb = p.comb + t * n * n;
-  if (n * n <= kWarp && tid < kWarp) {
+  if (n * n <= kWarp) {
     const int at = tid < n * n ? tid : 0, row = at / n * n, column = at % n;
     float c = matrix[at], maximum = matrix[row];
     for (int i = 1; i < n; ++i) maximum = fmaxf(maximum, matrix[row + i]);
@@ -71,30 +94,29 @@ __global__ void hc_pre_kernel(HcPreArgs p) {
       c /= line_sum(c, column, n, n) + p.hc_eps;
     }
     if (tid < n * n) comb[tid] = c;
+    return;
   }
-  if (n * n > kWarp && tid == 0) {
-    for (int j = 0; j < n; ++j) {
-      float* line = matrix + j * n;
-      float maximum = line[0], sum = 0;
-      for (int i = 1; i < n; ++i) maximum = fmaxf(maximum, line[i]);
-      for (int i = 0; i < n; ++i) sum += line[i] = expf(line[i] - maximum);
-      for (int i = 0; i < n; ++i) line[i] = line[i] / sum + p.hc_eps;
+  if (tid != 0) return;
+  for (int j = 0; j < n; ++j) {
+    float* line = matrix + j * n;
+    float maximum = line[0], sum = 0;
+    for (int i = 1; i < n; ++i) maximum = fmaxf(maximum, line[i]);
+    for (int i = 0; i < n; ++i) sum += line[i] = expf(line[i] - maximum);
+    for (int i = 0; i < n; ++i) line[i] = line[i] / sum + p.hc_eps;
+  }
+  const auto normalise = [&](int line_step, int entry_step) {
+    for (int line = 0; line < n; ++line) {
+      float sum = 0;
+      for (int i = 0; i < n; ++i) sum += matrix[line * line_step + i * entry_step];
+      for (int i = 0; i < n; ++i) matrix[line * line_step + i * entry_step] /= sum + p.hc_eps;
     }
-    const auto normalise = [&](int line_step, int entry_step) {
-      for (int line = 0; line < n; ++line) {
-        float sum = 0;
-        for (int i = 0; i < n; ++i) sum += matrix[line * line_step + i * entry_step];
-        for (int i = 0; i < n; ++i) matrix[line * line_step + i * entry_step] /= sum + p.hc_eps;
-      }
-    };
+  };
+  normalise(1, n);
+  for (int iteration = 1; iteration < p.sinkhorn_iters; ++iteration) {
+    normalise(n, 1);
     normalise(1, n);
-    for (int iteration = 1; iteration < p.sinkhorn_iters; ++iteration) {
-      normalise(n, 1);
-      normalise(1, n);
-    }
-    for (int i = 0; i < n * n; ++i) comb[i] = matrix[i];
   }
-  read_streams(streams, pre, n, p.dim, p.out + t * p.dim);
+  for (int i = 0; i < n * n; ++i) comb[i] = matrix[i];
 }
 
 struct HcPostArgs {
@@ -218,28 +240,42 @@ unsigned count(std::int64_t n) {
 
 void hc_pre(Recorder& r, const HcPreParams& p) {
   HADAL_CHECK(p.n <= kMostStreams);
-  r.launch(hc_pre_kernel, dim3(count(p.n_tokens)), 512, 0,
-           HcPreArgs{p.streams, p.mix, p.scale, p.base, p.pre, p.post, p.comb, p.out, p.dim, static_cast<int>(p.n),
-                     static_cast<int>(p.sinkhorn_iters), p.norm_eps, p.hc_eps});
+  auto* inverse = reinterpret_cast<float*>(r.next_scratch(static_cast<std::size_t>(p.n_tokens) * sizeof(float)));
+  const HcPreArgs args{p.streams, p.mix, p.scale, p.base, p.pre, p.post, p.comb, p.out, inverse, p.dim,
+                       static_cast<int>(p.n), static_cast<int>(p.sinkhorn_iters), p.norm_eps, p.hc_eps};
+  const Range mix = range(p.mix, p.n_tokens * (2 + p.n) * p.n), inverse_range = range(inverse, p.n_tokens);
+  r.launch(hc_read_kernel, dim3(count(p.n_tokens)), 1024, 0, args, {range(p.streams, p.n_tokens * p.n * p.dim), mix},
+           {range(p.pre, p.n_tokens * p.n), range(p.out, p.n_tokens * p.dim), inverse_range});
+  r.launch(hc_mix_kernel, dim3(count(p.n_tokens)), 32, 0, args, {mix, inverse_range},
+           {range(p.post, p.n_tokens * p.n), range(p.comb, p.n_tokens * p.n * p.n)});
 }
 
 void hc_post(Recorder& r, const HcPostParams& p) {
   HADAL_CHECK(p.n <= kMostStreams);
+  const Range streams = range(p.streams, p.n_tokens * p.n * p.dim);
   r.launch(hc_post_kernel, dim3(count(p.n_tokens), count((p.dim + 127) / 128)), 128, 0,
-           HcPostArgs{p.y, p.post, p.comb, p.streams, p.dim, p.n});
+           HcPostArgs{p.y, p.post, p.comb, p.streams, p.dim, p.n},
+           {range(p.y, p.n_tokens * p.dim), range(p.post, p.n_tokens * p.n), range(p.comb, p.n_tokens * p.n * p.n),
+            streams},
+           {streams});
 }
 
 void hc_head(Recorder& r, const HcHeadParams& p) {
   HADAL_CHECK(p.n <= kMostStreams);
-  r.launch(hc_head_kernel, dim3(count(p.n_tokens)), 512, 0,
-           HcHeadArgs{p.streams, p.mix, p.scale, p.base, p.out, p.dim, p.n, p.norm_eps, p.hc_eps});
+  r.launch(hc_head_kernel, dim3(count(p.n_tokens)), 1024, 0,
+           HcHeadArgs{p.streams, p.mix, p.scale, p.base, p.out, p.dim, p.n, p.norm_eps, p.hc_eps},
+           {range(p.streams, p.n_tokens * p.n * p.dim), range(p.mix, p.n_tokens * p.n)},
+           {range(p.out, p.n_tokens * p.dim)});
 }
 
 void gate(Recorder& r, const GateParams& p) {
   const std::int32_t* tokens = p.table != nullptr ? r.stage(p.tokens) : nullptr;
   r.launch(gate_kernel, dim3(count(p.n_tokens)), 256, static_cast<std::size_t>(2 * p.n_experts) * sizeof(float),
            GateArgs{p.logits, p.bias, p.table, tokens, p.scores, p.indices, p.weights,
-                    static_cast<int>(p.n_experts), static_cast<int>(p.k), p.routed_scaling_factor, 0});
+                    static_cast<int>(p.n_experts), static_cast<int>(p.k), p.routed_scaling_factor, 0},
+           {range(p.logits, p.n_tokens * p.n_experts)},
+           {range(p.scores, p.n_tokens * p.n_experts), range(p.indices, p.n_tokens * p.k),
+            range(p.weights, p.n_tokens * p.k)});
 }
 
 }  // namespace hadal::cuda

@@ -117,7 +117,9 @@ void compress(Recorder& r, const CompressParams& p) {
                           {p.ratio, p.dim, wide},
                           p.out,
                           p.overlap ? 1 : 0};
-  r.launch(compress_kernel, grid(static_cast<std::size_t>(p.n_blocks), p.dim), 128, 0, args);
+  const std::int64_t tokens = kept + p.n_blocks * p.ratio;
+  r.launch(compress_kernel, grid(static_cast<std::size_t>(p.n_blocks), p.dim), 128, 0, args,
+           {range(p.values, tokens * wide), range(p.gates, tokens * wide)}, {range(p.out, p.n_blocks * p.dim)});
 }
 
 void compress_tokens(Recorder& r, const CompressTokensParams& p) {
@@ -134,13 +136,18 @@ void compress_tokens(Recorder& r, const CompressTokensParams& p) {
     piece.own = CompressSegment::kept(s.start + s.count, m, p.overlap);  // of a tail: how much is kept
     tails.push_back(piece);
   }
+  const CompressSegment& last = p.segments.back();
+  const Range values = range(p.values, (last.begin + last.count) * wide), gates = range(p.gates, (last.begin + last.count) * wide);
+  // The tails of all sequences lie alike; that of the first stands for them.
+  const Range tail_values = range(p.segments[0].values, wide), tail_gates = range(p.segments[0].gates, wide);
   TokensArgs args{p.values, p.gates, p.bias, nullptr, p.out, {m, p.dim, wide}, p.overlap ? 1 : 0};
   if (!blocks.empty()) {
     args.pieces = r.stage(std::span<const Piece>(blocks));
-    r.launch(pool_kernel, grid(blocks.size(), p.dim), 128, 0, args);
+    r.launch(pool_kernel, grid(blocks.size(), p.dim), 128, 0, args, {values, gates, tail_values, tail_gates},
+             {range(p.out, static_cast<std::int64_t>(blocks.size()) * p.dim)});
   }
   args.pieces = r.stage(std::span<const Piece>(tails));
-  r.launch(tail_kernel, grid(tails.size(), wide), 128, 0, args);
+  r.launch(tail_kernel, grid(tails.size(), wide), 128, 0, args, {values, gates}, {tail_values, tail_gates});
 }
 
 }  // namespace hadal::cuda

@@ -1,11 +1,12 @@
-// Routed and shared experts: (token, expert) pairs sorted by expert into slots, the shared expert's behind
-// them; then one launch each for w1 and w3, for w2, and for the sums.
+// Routed and shared experts: (token, expert) pairs sorted by expert into slots, the shared expert's behind them;
+// then launches for w1 and w3 and for w2 of both, and one for the sums.
 #include <algorithm>
 #include <vector>
 
 #include "base/check.h"
 #include "ops/cuda/linear.h"
 #include "ops/cuda/mma_rows.cuh"
+#include "ops/cuda/mma_tiles.cuh"
 
 namespace hadal::cuda {
 namespace {
@@ -20,7 +21,7 @@ struct Job {
 };
 
 struct Routing {
-  const DeviceExpert* experts;  // [E + 1], the shared one last; null: not here
+  const DeviceExpert* experts;  // [E + 1], the shared one last; null weights: not here
   const std::int32_t* indices;  // [T, k]
   const float* weights;         // [T, k]
   std::int32_t* slot_of;        // [T, k], -1: not here
@@ -49,14 +50,13 @@ __device__ int exclusive_scan(int value, int* scratch) {
 
 struct AssignArgs {
   Routing r;
-  std::int64_t tile, shared_tile;  // tokens of a job
+  std::int64_t tile;  // tokens of a job
 };
-// One block, a thread per expert (and for the shared one).
+// One block, a thread per expert.
 __global__ void __launch_bounds__(1024) assign_kernel(AssignArgs p) {
   __shared__ int counts[1024], cursors[1024], scratch[32];
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const auto pairs = static_cast<int>(p.r.n_tokens * p.r.k);
-  const auto experts = static_cast<int>(p.r.n_experts);
+  const auto pairs = static_cast<int>(p.r.n_tokens * p.r.k), tile = static_cast<int>(p.tile);
   counts[tid] = 0;
   __syncthreads();
   for (int i = tid; i < pairs; i += threads) {
@@ -64,13 +64,8 @@ __global__ void __launch_bounds__(1024) assign_kernel(AssignArgs p) {
     if (p.r.experts[e].w1 != nullptr) atomicAdd(&counts[e], 1);
   }
   __syncthreads();
-  const bool shared = tid == experts && p.r.experts[experts].w1 != nullptr;
-  const int count = tid < experts ? counts[tid] : shared ? static_cast<int>(p.r.n_tokens) : 0;
-  const auto tile = static_cast<int>(tid < experts ? p.tile : p.shared_tile);
-  const int sorted = exclusive_scan(count, scratch);
-  const int begin = tid == experts ? pairs : sorted;  // the shared expert's slots are the last
-  const int jobs = (count + tile - 1) / tile;
-  const int first_job = exclusive_scan(jobs, scratch);
+  const int count = counts[tid], begin = exclusive_scan(count, scratch);
+  const int jobs = (count + tile - 1) / tile, first_job = exclusive_scan(jobs, scratch);
   cursors[tid] = begin;
   for (int i = 0; i < jobs; ++i) p.r.jobs[first_job + i] = {tid, begin + i * tile, min(tile, count - i * tile), 0};
   if (tid == threads - 1) *p.r.n_jobs = first_job + jobs;
@@ -81,15 +76,10 @@ __global__ void __launch_bounds__(1024) assign_kernel(AssignArgs p) {
       p.r.slot_of[i] = -1;
       continue;
     }
-    const int slot = atomicAdd(&cursors[e], 1);
+    const int slot = atomicAdd(&cursors[e], 1);  // their order within the expert changes nothing
     p.r.slot_of[i] = slot;
     p.r.token_of[slot] = static_cast<int>(i / p.r.k);
     p.r.weight_of[slot] = p.r.weights[i];
-  }
-  if (p.r.experts[experts].w1 == nullptr) return;
-  for (int t = tid; t < p.r.n_tokens; t += threads) {
-    p.r.token_of[pairs + t] = t;
-    p.r.weight_of[pairs + t] = 1;
   }
 }
 
@@ -98,75 +88,183 @@ __device__ inline float swiglu(float gate, float up, float weight, float limit) 
   return weight * (g / (1.0F + expf(-g)) * u);
 }
 
-struct HiddenArgs {
+// One of the two launches over the experts of a format: the routed ones by jobs, or the shared one, whose slots
+// come behind all pairs.
+struct ExpertArgs {
   Routing r;
-  PackedInput input;   // [2T, d]: for routed experts, then for the shared one
-  float* hidden;       // [slots, I]
+  PackedInput in;
+  float* out;  // [slots, I] or [slots, d]
   std::int64_t dim, inter;
-  std::int64_t limit;  // float bits
+  std::int64_t tile;    // tokens of a job
+  float limit;
+  int shared;
+
+  __device__ std::int64_t pairs() const { return r.n_tokens * r.k; }
+  __device__ std::int64_t jobs() const { return shared != 0 ? (r.n_tokens + tile - 1) / tile : *r.n_jobs; }
+  __device__ Job job(std::int64_t i) const {
+    if (shared == 0) return r.jobs[i];
+    const std::int64_t first = i * tile;
+    return {static_cast<int>(r.n_experts), static_cast<int>(pairs() + first),
+            static_cast<int>(min(tile, r.n_tokens - first)), 0};
+  }
+  __device__ std::int64_t token(std::int64_t slot) const { return shared != 0 ? slot - pairs() : r.token_of[slot]; }
+  __device__ float weight(std::int64_t slot) const { return shared != 0 ? 1.0F : r.weight_of[slot]; }
+  // The packed input of w2 begins with this launch's own slots.
+  __device__ std::int64_t hidden_row(std::int64_t slot) const { return shared != 0 ? slot - pairs() : slot; }
+};
+
+__device__ inline std::int64_t pack_job(const Job& job) {
+  return job.begin | std::int64_t{job.count} << 32;
+}
+__device__ inline std::int64_t job_begin(std::int64_t packed) {
+  return packed & 0xffffffff;
+}
+__device__ inline int job_count(std::int64_t packed) {
+  return static_cast<int>(packed >> 32);
+}
+
+// w1 and w3 of few tokens.
+struct FewHidden {
+  static constexpr int kMatrices = 2;
+  const ExpertArgs& p;
+  std::int64_t row_tiles;
+
+  __device__ RowItem<2> item(std::int64_t i) const {
+    const Job job = p.job(i / row_tiles);
+    const DeviceExpert& e = p.r.experts[job.expert];
+    return {{{e.w1, e.s1, p.inter, p.dim, 0}, {e.w3, e.s3, p.inter, p.dim, 0}}, i % row_tiles * 16, p.inter, pack_job(job)};
+  }
+  __device__ const std::uint16_t* input(const RowItem<2>& item, int column) const {
+    if (column >= job_count(item.tokens)) return nullptr;
+    return p.in.x + p.token(job_begin(item.tokens) + column) * p.in.stride;
+  }
+  __device__ std::int64_t plane() const { return p.in.plane; }
+  __device__ void store(const RowItem<2>& item, int column, std::int64_t row, const float (&sums)[2]) const {
+    if (column >= job_count(item.tokens)) return;
+    const std::int64_t slot = job_begin(item.tokens) + column;
+    p.out[slot * p.inter + row] = swiglu(sums[0], sums[1], p.weight(slot), p.limit);
+  }
+};
+
+// w2 of few tokens.
+struct FewOutput {
+  static constexpr int kMatrices = 1;
+  const ExpertArgs& p;
+  std::int64_t row_tiles;
+
+  __device__ RowItem<1> item(std::int64_t i) const {
+    const Job job = p.job(i / row_tiles);
+    const DeviceExpert& e = p.r.experts[job.expert];
+    return {{{e.w2, e.s2, p.dim, p.inter, 0}}, i % row_tiles * 16, p.dim, pack_job(job)};
+  }
+  __device__ const std::uint16_t* input(const RowItem<1>& item, int column) const {
+    if (column >= job_count(item.tokens)) return nullptr;
+    return p.in.x + p.hidden_row(job_begin(item.tokens) + column) * p.in.stride;
+  }
+  __device__ std::int64_t plane() const { return p.in.plane; }
+  __device__ void store(const RowItem<1>& item, int column, std::int64_t row, const float (&sums)[1]) const {
+    if (column < job_count(item.tokens)) p.out[(job_begin(item.tokens) + column) * p.dim + row] = sums[0];
+  }
 };
 
 template <Kind kind, int kParts, int kTiles>
-__device__ void hidden_of(const HiddenArgs& p, const Job& job) {
-  const DeviceExpert& e = p.r.experts[job.expert];
-  const DeviceLinear w[2] = {{e.w1, e.s1, p.inter, p.dim, 0}, {e.w3, e.s3, p.inter, p.dim, 0}};
-  const std::int64_t row = std::int64_t{blockIdx.x} * 16;
-  const std::int64_t behind = job.expert == p.r.n_experts ? p.r.n_tokens : 0;
-  float out[2][(kTiles + 1) / 2];
-  multiply_rows<kind, kParts, kTiles, 2>(
-      w, row, p.inter, p.input,
-      [&](int column) { return column < job.count ? behind + p.r.token_of[job.begin + column] : -1; }, out);
-#pragma unroll
-  for (int o = 0; o < (kTiles + 1) / 2; ++o) {
-    const int at = static_cast<int>(threadIdx.x) + o * kRowThreads;
-    if (at >= kTiles * 8 * 16 || at / 16 >= job.count || row + at % 16 >= p.inter) continue;
-    const int slot = job.begin + at / 16;
-    p.hidden[slot * p.inter + row + at % 16] =
-        swiglu(out[0][o], out[1][o], p.r.weight_of[slot], __int_as_float(static_cast<int>(p.limit)));
+__global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) few_hidden_kernel(ExpertArgs p) {
+  const std::int64_t row_tiles = (p.inter + 15) / 16;
+  multiply_rows<kind, kParts, kTiles>(FewHidden{p, row_tiles}, blockIdx.x, gridDim.x, p.jobs() * row_tiles);
+}
+template <Kind kind, int kParts, int kTiles>
+__global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) few_output_kernel(ExpertArgs p) {
+  const std::int64_t row_tiles = (p.dim + 15) / 16;
+  multiply_rows<kind, kParts, kTiles>(FewOutput{p, row_tiles}, blockIdx.x, gridDim.x, p.jobs() * row_tiles);
+}
+
+// w1 and w3 of many tokens: a warpgroup each, which meet in shared memory.
+struct ManyHidden {
+  const ExpertArgs& p;
+  std::int64_t row_tiles;
+
+  __device__ TileItem item(std::int64_t i) const {
+    const Job job = p.job(i / row_tiles);
+    const DeviceExpert& e = p.r.experts[job.expert];
+    const std::int64_t row = i % row_tiles * kTileRows64;
+    return {{{e.w1, e.s1, p.inter, p.dim, 0}, {e.w3, e.s3, p.inter, p.dim, 0}}, {row, row}, p.inter, pack_job(job)};
   }
-}
-
-template <Kind routed, Kind shared, int kParts, int kTiles>
-__global__ void __launch_bounds__(kRowThreads) hidden_kernel(HiddenArgs p) {
-  if (blockIdx.y >= *p.r.n_jobs) return;
-  const Job job = p.r.jobs[blockIdx.y];
-  if (routed != shared && job.expert == p.r.n_experts)
-    hidden_of<shared, kParts, kTiles>(p, job);
-  else
-    hidden_of<routed, kParts, kTiles>(p, job);
-}
-
-struct OutputArgs {
-  Routing r;
-  PackedInput input;  // [slots, I]
-  float* output;      // [slots, d]
-  std::int64_t dim, inter;
+  __device__ const std::uint16_t* input(const TileItem& item, int column) const {
+    if (column >= job_count(item.tokens)) return nullptr;
+    return p.in.x + p.token(job_begin(item.tokens) + column) * p.in.stride;
+  }
+  __device__ const void* any() const { return p.in.x; }
+  __device__ std::int64_t plane() const { return p.in.plane; }
+  __device__ void store(const TileItem& item, const float (&sums)[64], float* shared) const {
+    constexpr int kStride = kTileRows64 + 4;
+    const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp, row_here = tid % 128 / kWarp * 16 + lane / 4;
+    const auto at = [&](int n, int i) { return (8 * n + lane % 4 * 2 + i % 2) * kStride + row_here + i / 2 * 8; };
+    if (tid >= 128) {
+#pragma unroll
+      for (int n = 0; n < 16; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) shared[at(n, i)] = sums[4 * n + i];
+      }
+    }
+    __syncthreads();
+    if (tid >= 128) return;
+#pragma unroll
+    for (int n = 0; n < 16; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = 8 * n + lane % 4 * 2 + i % 2;
+        const std::int64_t row = item.row[0] + row_here + i / 2 * 8;
+        if (column >= job_count(item.tokens) || row >= item.end) continue;
+        const std::int64_t slot = job_begin(item.tokens) + column;
+        p.out[slot * p.inter + row] = swiglu(sums[4 * n + i], shared[at(n, i)], p.weight(slot), p.limit);
+      }
+    }
+  }
 };
 
-template <Kind kind, int kParts, int kTiles>
-__device__ void output_of(const OutputArgs& p, const Job& job) {
-  const DeviceExpert& e = p.r.experts[job.expert];
-  const DeviceLinear w[1] = {{e.w2, e.s2, p.dim, p.inter, 0}};
-  const std::int64_t row = std::int64_t{blockIdx.x} * 16;
-  float out[1][(kTiles + 1) / 2];
-  multiply_rows<kind, kParts, kTiles, 1>(
-      w, row, p.dim, p.input, [&](int column) { return column < job.count ? job.begin + column : -1; }, out);
-#pragma unroll
-  for (int o = 0; o < (kTiles + 1) / 2; ++o) {
-    const int at = static_cast<int>(threadIdx.x) + o * kRowThreads;
-    if (at < kTiles * 8 * 16 && at / 16 < job.count && row + at % 16 < p.dim)
-      p.output[(job.begin + at / 16) * p.dim + row + at % 16] = out[0][o];
-  }
-}
+// w2 of many tokens.
+struct ManyOutput {
+  const ExpertArgs& p;
+  std::int64_t row_tiles;
 
-template <Kind routed, Kind shared, int kParts, int kTiles>
-__global__ void __launch_bounds__(kRowThreads) output_kernel(OutputArgs p) {
-  if (blockIdx.y >= *p.r.n_jobs) return;
-  const Job job = p.r.jobs[blockIdx.y];
-  if (routed != shared && job.expert == p.r.n_experts)
-    output_of<shared, kParts, kTiles>(p, job);
-  else
-    output_of<routed, kParts, kTiles>(p, job);
+  __device__ TileItem item(std::int64_t i) const {
+    const Job job = p.job(i / row_tiles);
+    const DeviceExpert& e = p.r.experts[job.expert];
+    const DeviceLinear w{e.w2, e.s2, p.dim, p.inter, 0};
+    const std::int64_t row = i % row_tiles * 2 * kTileRows64;
+    return {{w, w}, {row, row + kTileRows64}, p.dim, pack_job(job)};
+  }
+  __device__ const std::uint16_t* input(const TileItem& item, int column) const {
+    if (column >= job_count(item.tokens)) return nullptr;
+    return p.in.x + p.hidden_row(job_begin(item.tokens) + column) * p.in.stride;
+  }
+  __device__ const void* any() const { return p.in.x; }
+  __device__ std::int64_t plane() const { return p.in.plane; }
+  __device__ void store(const TileItem& item, const float (&sums)[64], float*) const {
+    const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
+    const std::int64_t row = item.row[0] + tid / kWarp * 16 + lane / 4;
+#pragma unroll
+    for (int n = 0; n < 16; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = 8 * n + lane % 4 * 2 + i % 2;
+        const std::int64_t r = row + i / 2 * 8;
+        if (column < job_count(item.tokens) && r < item.end)
+          p.out[(job_begin(item.tokens) + column) * p.dim + r] = sums[4 * n + i];
+      }
+    }
+  }
+};
+
+template <Kind kind, int kParts>
+__global__ void __launch_bounds__(kTileThreads, 1) many_hidden_kernel(ExpertArgs p) {
+  const std::int64_t row_tiles = (p.inter + kTileRows64 - 1) / kTileRows64;
+  if (blockIdx.x < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyHidden{p, row_tiles}, blockIdx.x);
+}
+template <Kind kind, int kParts>
+__global__ void __launch_bounds__(kTileThreads, 1) many_output_kernel(ExpertArgs p) {
+  const std::int64_t row_tiles = (p.dim + 2 * kTileRows64 - 1) / (2 * kTileRows64);
+  if (blockIdx.x < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyOutput{p, row_tiles}, blockIdx.x);
 }
 
 // The same for weights that the matrix units do not take: a warp per row and pair, slots as pairs come.
@@ -176,7 +274,8 @@ struct PlainArgs {
   float* y;        // hidden, or output [pairs + T, d]
   std::int64_t dim, inter;
   std::int64_t format, shared_format;
-  std::int64_t limit;
+  float limit;
+  int unused;
 };
 __device__ inline float plain_dot(const DeviceLinear& w, std::int64_t row, const float* x) {
   float sum = 0;
@@ -197,7 +296,7 @@ __global__ void plain_kernel(PlainArgs p) {
     const float* x = p.x + (shared ? pair - pairs : pair / p.r.k) * in;
     const float gate = plain_dot({e.w1, e.s1, rows, in, format}, row, x);
     const float up = plain_dot({e.w3, e.s3, rows, in, format}, row, x);
-    result = swiglu(gate, up, shared ? 1.0F : p.r.weights[pair], __int_as_float(static_cast<int>(p.limit)));
+    result = swiglu(gate, up, shared ? 1.0F : p.r.weights[pair], p.limit);
   } else {
     result = plain_dot({e.w2, e.s2, rows, in, format}, row, p.x + pair * in);
   }
@@ -239,30 +338,74 @@ __global__ void combine_kernel(CombineArgs p) {
   p.out[t * p.dim + at] = sum;
 }
 
-Kind kind_of(Linear::Format format) {
-  return format == Linear::Format::fp8 ? Kind::fp8 : format == Linear::Format::fp4 ? Kind::fp4 : Kind::bf16;
+// How the (token, expert) pairs of a launch go through the device.
+struct Plan {
+  bool in_tiles = false;
+  int tiles = 1;           // of eight tokens, if not
+  std::int64_t most_jobs;  // that there can be
+
+  std::int64_t tile() const { return in_tiles ? kTileTokens : 8 * tiles; }
+};
+// For `experts` experts that share `pairs` pairs. None of this changes a bit of the result.
+Plan plan(std::int64_t pairs, std::int64_t experts) {
+  Plan out;
+  const std::int64_t mean = pairs / experts;
+  out.in_tiles = mean >= 32;
+  out.tiles = mean <= 6 ? 1 : mean <= 12 ? 2 : 4;
+  out.most_jobs = std::min(pairs, std::min(experts, pairs) + pairs / out.tile());
+  return out;
 }
 
 template <class Launch>
-void for_kinds(Linear::Format routed, Linear::Format shared, bool rounded, Launch&& launch) {
-  const Kind a = kind_of(routed), b = kind_of(shared);
-  if (a == Kind::bf16 && b == Kind::bf16) return launch.template operator()<Kind::bf16, Kind::bf16, 3>();
-  if (a == Kind::fp8 && b == Kind::fp8)
-    return rounded ? launch.template operator()<Kind::fp8, Kind::fp8, 1>() : launch.template operator()<Kind::fp8, Kind::fp8, 3>();
-  return rounded ? launch.template operator()<Kind::fp4, Kind::fp8, 1>() : launch.template operator()<Kind::fp4, Kind::fp8, 3>();
+void for_kind(Linear::Format format, bool rounded, Launch&& launch) {
+  switch (kind_of(format)) {
+    case Kind::fp8:
+      return rounded ? launch.template operator()<Kind::fp8, 1>() : launch.template operator()<Kind::fp8, 3>();
+    case Kind::fp4:
+      return rounded ? launch.template operator()<Kind::fp4, 1>() : launch.template operator()<Kind::fp4, 3>();
+    case Kind::bf16:
+      return launch.template operator()<Kind::bf16, 3>();
+  }
 }
 
-// Whether one of the instances of for_kinds takes these.
-bool has_kernel(const Linear& routed, const Linear& shared) {
-  if (!multiplies(routed) || !multiplies(shared)) return false;
-  return routed.format == shared.format ? routed.format != Linear::Format::fp4
-                                        : routed.format == Linear::Format::fp4 && shared.format == Linear::Format::fp8;
+void launch_hidden(Recorder& r, const ExpertArgs& args, const Plan& plan, Linear::Format format, bool rounded,
+                   std::initializer_list<Range> reads, std::initializer_list<Range> writes) {
+  for_kind(format, rounded, [&]<Kind kind, int parts>() {
+    if (plan.in_tiles) {
+      const std::int64_t tiles = plan.most_jobs * ((args.inter + kTileRows64 - 1) / kTileRows64);
+      r.launch(many_hidden_kernel<kind, parts>, dim3(static_cast<unsigned>(tiles)), kTileThreads,
+               tile_shared_bytes(parts), args, reads, writes);
+      return;
+    }
+    const std::int64_t items = plan.most_jobs * ((args.inter + 15) / 16);
+    const auto launch = [&](auto kernel) {
+      r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(plan.tiles)))),
+               kRowThreads, row_shared_bytes(plan.tiles, 2), args, reads, writes);
+    };
+    plan.tiles == 1   ? launch(few_hidden_kernel<kind, parts, 1>)
+    : plan.tiles == 2 ? launch(few_hidden_kernel<kind, parts, 2>)
+                      : launch(few_hidden_kernel<kind, parts, 4>);
+  });
 }
 
-int bits_of(float x) {
-  int bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  return bits;
+void launch_output(Recorder& r, const ExpertArgs& args, const Plan& plan, Linear::Format format, bool rounded,
+                   std::initializer_list<Range> reads, std::initializer_list<Range> writes) {
+  for_kind(format, rounded, [&]<Kind kind, int parts>() {
+    if (plan.in_tiles) {
+      const std::int64_t tiles = plan.most_jobs * ((args.dim + 2 * kTileRows64 - 1) / (2 * kTileRows64));
+      r.launch(many_output_kernel<kind, parts>, dim3(static_cast<unsigned>(tiles)), kTileThreads,
+               tile_shared_bytes(parts), args, reads, writes);
+      return;
+    }
+    const std::int64_t items = plan.most_jobs * ((args.dim + 15) / 16);
+    const auto launch = [&](auto kernel) {
+      r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(plan.tiles)))),
+               kRowThreads, row_shared_bytes(plan.tiles, 1), args, reads, writes);
+    };
+    plan.tiles == 1   ? launch(few_output_kernel<kind, parts, 1>)
+    : plan.tiles == 2 ? launch(few_output_kernel<kind, parts, 2>)
+                      : launch(few_output_kernel<kind, parts, 4>);
+  });
 }
 
 }  // namespace
@@ -272,25 +415,17 @@ void experts(Recorder& r, const ExpertsParams& p) {
   const std::int64_t pairs = p.n_tokens * p.k, slots = pairs + p.n_tokens;
   HADAL_CHECK(n_experts < 1024 && p.k <= 32);
   const auto some = std::find_if(p.experts.begin(), p.experts.end(), [](const Expert& e) { return e.has_weights(); });
-  const Expert& routed = some != p.experts.end() ? *some : *p.shared;
-  const Expert& shared = p.shared != nullptr ? *p.shared : routed;
-  // Without a shared expert its kernels are there all the same, those that go with the routed ones.
-  Linear::Format shared_format = shared.w1.format;
-  if (p.shared == nullptr && shared_format == Linear::Format::fp4) shared_format = Linear::Format::fp8;
-  Linear shared_like = shared.w1;
-  shared_like.format = shared_format;
-  const bool fast = has_kernel(routed.w1, shared_like) && multiplies(routed.w2);
-  const bool rounded = p.rounding == InputRounding::e4m3 && routed.w1.quantised();
+  const Expert* routed = some != p.experts.end() ? &*some : nullptr;
+  const bool fast = (routed == nullptr || (multiplies(routed->w1) && multiplies(routed->w2))) &&
+                    (p.shared == nullptr || (multiplies(p.shared->w1) && multiplies(p.shared->w2)));
 
   // Scratch first: what is staged must not be sent before it is used.
-  const auto align = [](std::size_t bytes) { return (bytes + 255) / 256 * 256; };
-  const std::size_t most_jobs = static_cast<std::size_t>(slots);
-  const std::size_t pair_bytes = align(static_cast<std::size_t>(pairs) * 4), slot_bytes = align(static_cast<std::size_t>(slots) * 4);
-  std::byte* at = r.scratch(kExpertSlots, pair_bytes + 2 * slot_bytes + align(most_jobs * sizeof(Job)) + 256);
+  const auto align = [](std::int64_t bytes) { return static_cast<std::size_t>((bytes + 255) / 256 * 256); };
+  const std::size_t pair_bytes = align(pairs * 4), slot_bytes = align(slots * 4);
+  const std::size_t slots_bytes = pair_bytes + 2 * slot_bytes + align(slots * std::int64_t{sizeof(Job)}) + 256;
+  std::byte* at = r.scratch(kExpertSlots, slots_bytes);
   auto* hidden = reinterpret_cast<float*>(r.scratch(kExpertHidden, static_cast<std::size_t>(slots * p.inter) * 4));
   auto* output = reinterpret_cast<float*>(r.scratch(kExpertOutput, static_cast<std::size_t>(slots * p.dim) * 4));
-  std::byte* packed_x = r.scratch(kExpertInput, packed_bytes(2 * p.n_tokens, p.dim, rounded));
-  std::byte* packed_hidden = r.scratch(kExpertHiddenInput, packed_bytes(slots, p.inter, rounded));
 
   std::vector<DeviceExpert> table;
   table.reserve(p.experts.size() + 1);
@@ -314,45 +449,48 @@ void experts(Recorder& r, const ExpertsParams& p) {
   routing.n_experts = n_experts;
   routing.k = p.k;
 
+  const Range x_range = range(p.x, p.n_tokens * p.dim), slots_range{at, at + slots_bytes};
+  const Range indices = range(p.indices, pairs), weights = range(p.weights, pairs);
+  const Range all_hidden = range(hidden, slots * p.inter), all_output = range(output, slots * p.dim);
   if (fast) {
-    const std::int64_t mean = pairs / n_experts;
-    const int tiles = mean <= 8 ? 1 : mean <= 16 ? 2 : 4;
-    const std::int64_t tile = 8 * tiles;
-    r.launch(assign_kernel, dim3(1), 1024, 0, AssignArgs{routing, tile, tile});
-    const std::int64_t routed_jobs = std::min(pairs, std::min(n_experts, pairs) + pairs / tile);
-    const auto jobs = static_cast<unsigned>(routed_jobs + (p.n_tokens + tile - 1) / tile);
-    const Packed x = pack(r, packed_x,
-                          {p.x, 2 * p.n_tokens, p.dim, p.n_tokens, routed.w1.format, shared_format, p.n_tokens}, rounded);
-    const HiddenArgs hidden_args{routing, {x.x, x.plane, x.stride}, hidden, p.dim, p.inter, bits_of(p.swiglu_limit)};
-    for_kinds(routed.w1.format, shared_format, rounded, [&]<Kind a, Kind b, int parts>() {
-      const dim3 grid(static_cast<unsigned>((p.inter + 15) / 16), jobs);
-      const auto launch = [&](auto kernel) { r.launch(kernel, grid, kRowThreads, row_shared_bytes(tiles, 2), hidden_args); };
-      tiles == 1   ? launch(hidden_kernel<a, b, parts, 1>)
-      : tiles == 2 ? launch(hidden_kernel<a, b, parts, 2>)
-                   : launch(hidden_kernel<a, b, parts, 4>);
-    });
-    const Packed h = pack(r, packed_hidden,
-                          {hidden, slots, p.inter, slots, routed.w1.format, shared_format, pairs}, rounded);
-    const OutputArgs output_args{routing, {h.x, h.plane, h.stride}, output, p.dim, p.inter};
-    for_kinds(routed.w1.format, shared_format, rounded, [&]<Kind a, Kind b, int parts>() {
-      const dim3 grid(static_cast<unsigned>((p.dim + 15) / 16), jobs);
-      const auto launch = [&](auto kernel) { r.launch(kernel, grid, kRowThreads, row_shared_bytes(tiles, 1), output_args); };
-      tiles == 1   ? launch(output_kernel<a, b, parts, 1>)
-      : tiles == 2 ? launch(output_kernel<a, b, parts, 2>)
-                   : launch(output_kernel<a, b, parts, 4>);
-    });
+    const auto run = [&](const Expert& like, bool shared, const Plan& plan) {
+      const bool rounded = p.rounding == InputRounding::e4m3 && like.w1.quantised();
+      const int parts = rounded ? 1 : 3;
+      const std::int64_t first = shared ? pairs : 0, count = shared ? p.n_tokens : pairs;
+      const Range own_hidden = range(hidden + first * p.inter, count * p.inter);
+      const Range own_output = range(output + first * p.dim, count * p.dim);
+      const PackedInput x = pack(r, p.x, p.n_tokens, p.dim, like.w1.format, rounded, plan.in_tiles);
+      ExpertArgs args{routing, x, hidden, p.dim, p.inter, plan.tile(), p.swiglu_limit, shared ? 1 : 0};
+      launch_hidden(r, args, plan, like.w1.format, rounded, {range(x.x, x.plane * parts), slots_range}, {own_hidden});
+      args.in = pack(r, hidden + first * p.inter, count, p.inter, like.w2.format, rounded, plan.in_tiles);
+      args.out = output;
+      launch_output(r, args, plan, like.w2.format, rounded, {range(args.in.x, args.in.plane * parts), slots_range},
+                    {own_output});
+    };
+    const Plan routed_plan = plan(pairs, n_experts);
+    r.launch(assign_kernel, dim3(1), 1024, 0, AssignArgs{routing, routed_plan.tile()}, {indices, weights}, {slots_range});
+    if (routed != nullptr) run(*routed, false, routed_plan);
+    if (p.shared != nullptr) {
+      Plan shared_plan = plan(p.n_tokens, 1);
+      shared_plan.most_jobs = (p.n_tokens + shared_plan.tile() - 1) / shared_plan.tile();
+      run(*p.shared, true, shared_plan);
+    }
   } else {
     routing.slot_of = nullptr;
-    PlainArgs args{routing,  p.x,     hidden,
-                   p.dim,    p.inter, static_cast<std::int64_t>(routed.w1.format),
-                   static_cast<std::int64_t>(shared.w1.format), bits_of(p.swiglu_limit)};
-    r.launch(plain_kernel<true>, dim3(static_cast<unsigned>(slots), static_cast<unsigned>((p.inter + 7) / 8)), 256, 0, args);
+    PlainArgs args{routing, p.x,     hidden,
+                   p.dim,   p.inter, static_cast<std::int64_t>((routed != nullptr ? *routed : *p.shared).w1.format),
+                   static_cast<std::int64_t>((p.shared != nullptr ? *p.shared : *routed).w1.format), p.swiglu_limit, 0};
+    r.launch(plain_kernel<true>, dim3(static_cast<unsigned>(slots), static_cast<unsigned>((p.inter + 7) / 8)), 256, 0,
+             args, {x_range, indices, weights}, {all_hidden});
     args.x = hidden;
     args.y = output;
-    r.launch(plain_kernel<false>, dim3(static_cast<unsigned>(slots), static_cast<unsigned>((p.dim + 7) / 8)), 256, 0, args);
+    r.launch(plain_kernel<false>, dim3(static_cast<unsigned>(slots), static_cast<unsigned>((p.dim + 7) / 8)), 256, 0,
+             args, {all_hidden, indices}, {all_output});
   }
+  const Range out = range(p.out, p.n_tokens * p.dim);
   r.launch(combine_kernel, dim3(static_cast<unsigned>(p.n_tokens), static_cast<unsigned>((p.dim + 255) / 256)), 256, 0,
-           CombineArgs{routing, output, p.out, p.dim, p.accumulate ? 1 : 0, 0});
+           CombineArgs{routing, output, p.out, p.dim, p.accumulate ? 1 : 0, 0}, {all_output, indices, slots_range, out},
+           {out});
 }
 
 }  // namespace hadal::cuda

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "ops/cuda/mma_rows.cuh"
+#include "ops/cuda/fragments.cuh"
 #include "ops/cuda/ops.h"
 #include "ops/cuda/weights.cuh"
 
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) scores_kernel(Scores p) {
           const int row = g + 8 * i;
           const auto codes = *reinterpret_cast<const std::uint32_t*>(tile + ((block * 4 + q) * 16 + row) * 4);
           std::uint32_t pairs[4];
-          from_e2m1(codes, pairs);
+          from_e2m1(codes, kE2m1Bias, pairs);
           a[block][0][i] = pairs[0];
           a[block][0][2 + i] = pairs[1];
           a[block][1][i] = pairs[2];
@@ -256,6 +256,8 @@ unsigned count(std::int64_t n) {
 }
 
 void launch_scores(Recorder& r, const Scores& args, std::int64_t n_tokens, std::int64_t most) {
+  const Range q = range(args.q, n_tokens * args.heads * args.shape.dim), weights = range(args.weights, n_tokens * args.heads);
+  const Range scores = range(args.scores, n_tokens * args.stride);
   const bool matrix = args.shape.format == RowFormat::fp4_tiles && args.shape.dim <= kMostDim && args.heads % 8 == 0 &&
                       args.heads <= kMostHeads && args.per_page % kTileRows == 0;
   if (matrix) {
@@ -263,11 +265,13 @@ void launch_scores(Recorder& r, const Scores& args, std::int64_t n_tokens, std::
     const std::size_t shared = heads * static_cast<std::size_t>(args.shape.dim + 8) * 2 + kWarps * kRows * (heads + 1) * 4;
     const std::int64_t groups = (most + kWarps * kRows - 1) / (kWarps * kRows);
     const std::int64_t enough = std::max<std::int64_t>(1, 528 / n_tokens);  // blocks that keep the device busy
-    r.launch(scores_kernel, dim3(count(std::min(groups, enough)), count(n_tokens)), kWarps * kWarp, shared, args);
+    r.launch(scores_kernel, dim3(count(std::min(groups, enough)), count(n_tokens)), kWarps * kWarp, shared, args,
+             {q, weights, sequence_rows()}, {scores});
     return;
   }
   const std::size_t shared = static_cast<std::size_t>(kPlainRows * (args.shape.dim + 1)) * 4;
-  r.launch(plain_scores_kernel, dim3(count((most + kPlainRows - 1) / kPlainRows), count(n_tokens)), 128, shared, args);
+  r.launch(plain_scores_kernel, dim3(count((most + kPlainRows - 1) / kPlainRows), count(n_tokens)), 128, shared, args,
+           {q, weights, sequence_rows()}, {scores});
 }
 
 // `most` rounded up, so that the launches of a decode step stay the same while rows come in.
@@ -333,7 +337,8 @@ void IndexSelection::record(Recorder& r) {
                     n, stride);
     }
     r.launch(select_kernel, dim3(count(n)), kSelectThreads, 0,
-             SelectArgs{scores, visible_of + t, p.indices + t * p.k, stride, p.k});
+             SelectArgs{scores, visible_of + t, p.indices + t * p.k, stride, p.k}, {range(scores, n * stride)},
+             {range(p.indices + t * p.k, n * p.k)});
   }
   visible.clear();
   pages.clear();

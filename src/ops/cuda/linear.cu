@@ -1,6 +1,9 @@
 // Linear maps: FP8, FP4 and BF16 weights on the matrix units, others in float32.
+#include <algorithm>
+
 #include "ops/cuda/linear.h"
 #include "ops/cuda/mma_rows.cuh"
+#include "ops/cuda/mma_tiles.cuh"
 
 namespace hadal::cuda {
 namespace {
@@ -9,20 +12,18 @@ struct PackArgs {
   const float* x;
   std::uint16_t* out;
   std::int64_t rows, dim, plane;
-  std::int64_t source_rows;        // row r of the output is row r % source_rows of x
-  std::int64_t kind, kind_behind;  // of the weights that rows before and behind `boundary` meet
-  std::int64_t boundary;
-  int rounded, parts;
+  int kind, rounded, parts, tiles;  // Kind; for mma_tiles.cuh
 };
 
-// A warp per block of 128: four entries a thread, to where mma_rows.cuh wants them.
+// A warp per block of 128, four entries a thread, to where the weights' fragments meet them: for mma_rows.cuh in
+// the order in which a thread reads, for mma_tiles.cuh in that of the instruction's columns.
 __global__ void pack_kernel(PackArgs p) {
   const std::int64_t blocks = p.dim / kDepth;
   const std::int64_t unit = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
   if (unit >= p.rows * blocks) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const std::int64_t row = unit / blocks, in_row = unit % blocks * kDepth + 4 * lane, at = row * p.dim + in_row;
-  const float4 loaded = *reinterpret_cast<const float4*>(p.x + row % p.source_rows * p.dim + in_row);
+  const std::int64_t begin = unit / blocks * p.dim + unit % blocks * kDepth;
+  const float4 loaded = *reinterpret_cast<const float4*>(p.x + begin + 4 * lane);
   float v[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
   if (p.rounded != 0) {
     const float amax = warp_max(fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))));
@@ -30,6 +31,12 @@ __global__ void pack_kernel(PackArgs p) {
 #pragma unroll
     for (float& x : v) x = e4m3(to_e4m3(x / factor)) * factor;
   }
+  // The instruction, and the thread of four, that these entries are for.
+  const auto kind = static_cast<Kind>(p.kind);
+  const int step = kind == Kind::fp8   ? lane / 16 * 4 + lane % 4
+                   : kind == Kind::fp4 ? lane % 8 / 2 * 2 + lane % 2
+                                       : lane / 8 * 2 + lane % 2;
+  const int q = kind == Kind::fp8 ? lane / 4 % 4 : kind == Kind::fp4 ? lane / 8 : lane % 8 / 2;
   for (int part = 0; part < p.parts; ++part) {
     float own[4], other[4];
 #pragma unroll
@@ -38,59 +45,115 @@ __global__ void pack_kernel(PackArgs p) {
       v[i] -= own[i];
       other[i] = __shfl_xor_sync(kAll, own[i], 1);
     }
-    uint2 to;
-    switch (static_cast<Kind>(row < p.boundary ? p.kind : p.kind_behind)) {
-      case Kind::fp8:
-        to = {pack_bf16(own[0], own[2]), pack_bf16(own[1], own[3])};
-        break;
-      case Kind::fp4:  // 0 4 1 5 2 6 3 7
-        to = lane % 2 == 0 ? uint2{pack_bf16(own[0], other[0]), pack_bf16(own[1], other[1])}
-                           : uint2{pack_bf16(other[2], own[2]), pack_bf16(other[3], own[3])};
-        break;
-      default:
-        to = {pack_bf16(own[0], own[1]), pack_bf16(own[2], own[3])};
+    std::uint32_t b0, b1;
+    if (kind == Kind::fp8) {
+      b0 = pack_bf16(own[0], own[2]);
+      b1 = pack_bf16(own[1], own[3]);
+    } else if (kind == Kind::fp4) {  // pairs (i, i + 4) of eight
+      b0 = lane % 2 == 0 ? pack_bf16(own[0], other[0]) : pack_bf16(other[2], own[2]);
+      b1 = lane % 2 == 0 ? pack_bf16(own[1], other[1]) : pack_bf16(other[3], own[3]);
+    } else {
+      b0 = pack_bf16(own[0], own[1]);
+      b1 = pack_bf16(own[2], own[3]);
     }
-    *reinterpret_cast<uint2*>(p.out + part * p.plane + at) = to;
+    std::uint16_t* to = p.out + part * p.plane + begin;
+    if (p.tiles != 0) {
+      *reinterpret_cast<std::uint32_t*>(to + 16 * step + 2 * q) = b0;
+      *reinterpret_cast<std::uint32_t*>(to + 16 * step + 8 + 2 * q) = b1;
+    } else {
+      *reinterpret_cast<uint2*>(to + 4 * lane) = {b0, b1};
+    }
   }
 }
 
 struct LinearArgs {
   DeviceLinear w;
-  PackedInput input;
+  PackedInput in;
   float* y;
-  std::int64_t n_tokens, rows_per_group;
+  std::int64_t n_tokens, groups;
+};
+
+template <int kTiles>
+struct FewTokens {
+  static constexpr int kMatrices = 1;
+  const LinearArgs& p;
+  std::int64_t rows, row_tiles;  // of a group
+
+  __device__ RowItem<1> item(std::int64_t i) const {
+    const std::int64_t group = i / row_tiles % p.groups;
+    const std::int64_t first = i / row_tiles / p.groups * 8 * kTiles;
+    return {{p.w}, group * rows + i % row_tiles * 16, (group + 1) * rows, first};
+  }
+  __device__ const std::uint16_t* input(const RowItem<1>& item, int column) const {
+    const std::int64_t t = item.tokens + column;
+    return t < p.n_tokens ? p.in.x + t * p.in.stride + item.row / rows * p.w.in : nullptr;
+  }
+  __device__ std::int64_t plane() const { return p.in.plane; }
+  __device__ void store(const RowItem<1>& item, int column, std::int64_t row, const float (&sums)[1]) const {
+    const std::int64_t t = item.tokens + column;
+    if (t < p.n_tokens) p.y[t * p.w.out + row] = sums[0];
+  }
 };
 
 template <Kind kind, int kParts, int kTiles>
-__global__ void __launch_bounds__(kRowThreads) linear_kernel(LinearArgs p) {
-  const std::int64_t group = blockIdx.z, end = (group + 1) * p.rows_per_group;
-  const std::int64_t row = group * p.rows_per_group + std::int64_t{blockIdx.x} * 16;
-  const std::int64_t first = std::int64_t{blockIdx.y} * 8 * kTiles;
-  PackedInput input = p.input;
-  input.x += group * p.w.in;
-  const DeviceLinear w[1] = {p.w};
-  float out[1][(kTiles + 1) / 2];
-  multiply_rows<kind, kParts, kTiles, 1>(
-      w, row, end, input, [&](int column) { return first + column < p.n_tokens ? first + column : -1; }, out);
-#pragma unroll
-  for (int o = 0; o < (kTiles + 1) / 2; ++o) {
-    const int at = static_cast<int>(threadIdx.x) + o * kRowThreads;
-    const std::int64_t t = first + at / 16, r = row + at % 16;
-    if (at < kTiles * 8 * 16 && t < p.n_tokens && r < end) p.y[t * p.w.out + r] = out[0][o];
+__global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) rows_kernel(LinearArgs p) {
+  const std::int64_t rows = p.w.out / p.groups, row_tiles = (rows + 15) / 16;
+  const std::int64_t count = row_tiles * p.groups * ((p.n_tokens + 8 * kTiles - 1) / (8 * kTiles));
+  multiply_rows<kind, kParts, kTiles>(FewTokens<kTiles>{p, rows, row_tiles}, blockIdx.x, gridDim.x, count);
+}
+
+struct ManyTokens {
+  const LinearArgs& p;
+  std::int64_t rows, row_tiles;
+
+  __device__ TileItem item(std::int64_t i) const {
+    const std::int64_t group = i / row_tiles % p.groups, row = group * rows + i % row_tiles * 2 * kTileRows64;
+    return {{p.w, p.w}, {row, row + kTileRows64}, (group + 1) * rows, i / row_tiles / p.groups * kTileTokens};
   }
+  __device__ const std::uint16_t* input(const TileItem& item, int column) const {
+    const std::int64_t t = item.tokens + column;
+    return t < p.n_tokens ? p.in.x + t * p.in.stride + item.row[0] / rows * p.w.in : nullptr;
+  }
+  __device__ const void* any() const { return p.in.x; }
+  __device__ std::int64_t plane() const { return p.in.plane; }
+  __device__ void store(const TileItem& item, const float (&sums)[64], float*) const {
+    const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
+    const std::int64_t row = item.row[0] + tid / kWarp * 16 + lane / 4;
+#pragma unroll
+    for (int n = 0; n < 16; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const std::int64_t t = item.tokens + 8 * n + lane % 4 * 2 + i % 2, r = row + i / 2 * 8;
+        if (t < p.n_tokens && r < item.end) p.y[t * p.w.out + r] = sums[4 * n + i];
+      }
+    }
+  }
+};
+
+template <Kind kind, int kParts>
+__global__ void __launch_bounds__(kTileThreads, 1) tiles_kernel(LinearArgs p) {
+  const std::int64_t rows = p.w.out / p.groups;
+  multiply_tile<kind, kParts>(ManyTokens{p, rows, (rows + 127) / 128}, blockIdx.x);
 }
 
 template <Kind kind, int kParts>
-void launch_linear(Recorder& r, const LinearArgs& args, std::int64_t groups) {
+void launch_linear(Recorder& r, const LinearArgs& args, bool in_tiles, const Range& in, const Range& out) {
+  const std::int64_t rows = args.w.out / args.groups;
+  if (in_tiles) {
+    const std::int64_t tiles = (rows + 127) / 128 * args.groups * ((args.n_tokens + kTileTokens - 1) / kTileTokens);
+    r.launch(tiles_kernel<kind, kParts>, dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(kParts), args,
+             {in}, {out});
+    return;
+  }
   const auto launch = [&](auto kernel, int tiles) {
-    const dim3 grid(static_cast<unsigned>((args.rows_per_group + 15) / 16),
-                    static_cast<unsigned>((args.n_tokens + 8 * tiles - 1) / (8 * tiles)), static_cast<unsigned>(groups));
-    r.launch(kernel, grid, kRowThreads, row_shared_bytes(tiles, 1), args);
+    const std::int64_t items = (rows + 15) / 16 * args.groups * ((args.n_tokens + 8 * tiles - 1) / (8 * tiles));
+    const std::int64_t blocks = std::min<std::int64_t>(items, kMultiprocessors * row_blocks(tiles));
+    r.launch(kernel, dim3(static_cast<unsigned>(blocks)), kRowThreads, row_shared_bytes(tiles, 1), args, {in}, {out});
   };
-  if (args.n_tokens <= 8) return launch(linear_kernel<kind, kParts, 1>, 1);
-  if (args.n_tokens <= 16) return launch(linear_kernel<kind, kParts, 2>, 2);
-  if (args.n_tokens <= 32) return launch(linear_kernel<kind, kParts, 4>, 4);
-  launch(linear_kernel<kind, kParts, 8>, 8);
+  if (args.n_tokens <= 8) return launch(rows_kernel<kind, kParts, 1>, 1);
+  if (args.n_tokens <= 16) return launch(rows_kernel<kind, kParts, 2>, 2);
+  if (args.n_tokens <= 32) return launch(rows_kernel<kind, kParts, 4>, 4);
+  launch(rows_kernel<kind, kParts, 8>, 8);
 }
 
 struct PlainArgs {
@@ -124,9 +187,9 @@ __global__ void plain_kernel(PlainArgs p) {
   }
 }
 
-// Few long rows in float32, the mixers of mHC. `in` falls into pieces of 1024, each summed by one warp (a lane
-// has four entries of every 128), the pieces are added up in ascending order.
-constexpr int kPiece = 1024, kMixerRows = 8, kMixerTokens = 4;
+// Few long rows in float32, the mixers of mHC. `in` falls into pieces of 512, each summed by one warp (a lane has
+// four entries of every 128), the pieces are added up in ascending order.
+constexpr int kPiece = 512, kMixerRows = 8;
 
 struct MixerArgs {
   const float* weight;
@@ -134,23 +197,25 @@ struct MixerArgs {
   float* sums;  // [T, pieces, out]
   std::int64_t n_tokens, out, in;
 };
+template <int kTokens>
 __global__ void mixer_kernel(MixerArgs p) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  const std::int64_t first_row = std::int64_t{warp} * kMixerRows, first = std::int64_t{blockIdx.y} * kMixerTokens;
+  const std::int64_t first_row = std::int64_t{warp} * kMixerRows, first = std::int64_t{blockIdx.y} * kTokens;
   if (first_row >= p.out) return;
   const std::int64_t piece = blockIdx.x;
-  float sums[kMixerRows][kMixerTokens] = {};
+  float sums[kMixerRows][kTokens] = {};
+#pragma unroll
   for (int step = 0; step < kPiece / (4 * kWarp); ++step) {
     const std::int64_t k = piece * kPiece + (step * kWarp + lane) * 4;
-    float4 x[kMixerTokens];
+    float4 x[kTokens];
 #pragma unroll
-    for (int t = 0; t < kMixerTokens; ++t)
+    for (int t = 0; t < kTokens; ++t)
       x[t] = *reinterpret_cast<const float4*>(p.x + min(first + t, p.n_tokens - 1) * p.in + k);
 #pragma unroll
     for (int i = 0; i < kMixerRows; ++i) {
       const float4 w = *reinterpret_cast<const float4*>(p.weight + min(first_row + i, p.out - 1) * p.in + k);
 #pragma unroll
-      for (int t = 0; t < kMixerTokens; ++t) {
+      for (int t = 0; t < kTokens; ++t) {
         sums[i][t] = fmaf(w.x, x[t].x, sums[i][t]);
         sums[i][t] = fmaf(w.y, x[t].y, sums[i][t]);
         sums[i][t] = fmaf(w.z, x[t].z, sums[i][t]);
@@ -161,7 +226,7 @@ __global__ void mixer_kernel(MixerArgs p) {
 #pragma unroll
   for (int i = 0; i < kMixerRows; ++i) {
 #pragma unroll
-    for (int t = 0; t < kMixerTokens; ++t) {
+    for (int t = 0; t < kTokens; ++t) {
       const float sum = warp_sum(sums[i][t]);
       if (lane == 0 && first + t < p.n_tokens && first_row + i < p.out)
         p.sums[((first + t) * gridDim.x + piece) * p.out + first_row + i] = sum;
@@ -179,15 +244,12 @@ __global__ void add_pieces_kernel(AddPiecesArgs p) {
   if (at >= p.count) return;
   const float* from = p.sums + at / p.out * p.pieces * p.out + at % p.out;
   float sum = 0;
+#pragma unroll 8
   for (std::int64_t piece = 0; piece < p.pieces; ++piece) sum += from[piece * p.out];
   p.y[at] = sum;
 }
 
 constexpr int kMostMixerRows = 4 * kMixerRows;
-
-Kind kind_of(Linear::Format format) {
-  return format == Linear::Format::fp8 ? Kind::fp8 : format == Linear::Format::fp4 ? Kind::fp4 : Kind::bf16;
-}
 
 }  // namespace
 
@@ -195,59 +257,66 @@ bool multiplies(const Linear& w) {
   return w.in % kDepth == 0 && w.format != Linear::Format::f32 && w.format != Linear::Format::f16;
 }
 
-std::size_t packed_bytes(std::int64_t rows, std::int64_t dim, bool rounded) {
-  return static_cast<std::size_t>(rows * dim) * (rounded ? 2 : 6);
-}
-
-Packed pack(Recorder& r, std::byte* to, const PackedRows& p, bool rounded) {
-  auto* out = reinterpret_cast<std::uint16_t*>(to);
-  const PackArgs args{p.x,
-                      out,
-                      p.rows,
-                      p.dim,
-                      p.rows * p.dim,
-                      p.source_rows,
-                      static_cast<std::int64_t>(kind_of(p.format)),
-                      static_cast<std::int64_t>(kind_of(p.format_behind)),
-                      p.boundary,
-                      rounded ? 1 : 0,
-                      rounded ? 1 : 3};
-  r.launch(pack_kernel, dim3(static_cast<unsigned>((p.rows * (p.dim / kDepth) + 7) / 8)), 256, 0, args);
-  return {out, p.rows * p.dim, p.dim};
+PackedInput pack(Recorder& r, const float* x, std::int64_t rows, std::int64_t dim, Linear::Format format, bool rounded,
+                 bool in_tiles) {
+  const Kind kind = kind_of(format);
+  const int parts = rounded ? 1 : 3;
+  const std::uint64_t key = static_cast<std::uint64_t>(kind) * 8 + (rounded ? 4 : 0) + (in_tiles ? 2 : 0);
+  const Range source = range(x, rows * dim);
+  if (const auto* known = r.find_derived(source, key, dim); known != nullptr)
+    return {reinterpret_cast<const std::uint16_t*>(known->place.begin), rows * dim, dim};
+  auto* out = reinterpret_cast<std::uint16_t*>(r.next_scratch(static_cast<std::size_t>(rows * dim * parts) * 2));
+  const Range place = range(out, rows * dim * parts);
+  const PackArgs args{x, out, rows, dim, rows * dim, static_cast<int>(kind), rounded ? 1 : 0, parts, in_tiles ? 1 : 0};
+  r.launch(pack_kernel, dim3(static_cast<unsigned>((rows * (dim / kDepth) + 7) / 8)), 256, 0, args, {source}, {place});
+  r.add_derived({source, place, key, dim});
+  return {out, rows * dim, dim};
 }
 
 void linear(Recorder& r, const LinearParams& p) {
   const Linear& w = *p.weight;
   const std::int64_t wide = p.groups * w.in, rows_per_group = w.out / p.groups;
   const bool rounded = p.rounding == InputRounding::e4m3 && w.quantised();
+  const Range in = range(p.x, p.n_tokens * wide), out = range(p.y, p.n_tokens * w.out);
   if (multiplies(w)) {
-    std::byte* to = r.scratch(kInput, packed_bytes(p.n_tokens, wide, rounded));
-    const Packed in = pack(r, to, {p.x, p.n_tokens, wide, p.n_tokens, w.format, w.format, p.n_tokens}, rounded);
-    const LinearArgs args{device_linear(w), {in.x, in.plane, in.stride}, p.y, p.n_tokens, rows_per_group};
+    // Tiles where there are enough of them for the device. Both ways give the same bits.
+    const std::int64_t tiles =
+        (rows_per_group + 127) / 128 * p.groups * ((p.n_tokens + kTileTokens - 1) / kTileTokens);
+    const bool in_tiles = p.n_tokens > 64 && tiles >= kMultiprocessors / 3;
+    const PackedInput packed = pack(r, p.x, p.n_tokens, wide, w.format, rounded, in_tiles);
+    const LinearArgs args{device_linear(w), packed, p.y, p.n_tokens, p.groups};
+    const Range packed_range = range(packed.x, packed.plane * (rounded ? 1 : 3));
     switch (kind_of(w.format)) {
       case Kind::fp8:
-        return rounded ? launch_linear<Kind::fp8, 1>(r, args, p.groups) : launch_linear<Kind::fp8, 3>(r, args, p.groups);
+        return rounded ? launch_linear<Kind::fp8, 1>(r, args, in_tiles, packed_range, out)
+                       : launch_linear<Kind::fp8, 3>(r, args, in_tiles, packed_range, out);
       case Kind::fp4:
-        return rounded ? launch_linear<Kind::fp4, 1>(r, args, p.groups) : launch_linear<Kind::fp4, 3>(r, args, p.groups);
+        return rounded ? launch_linear<Kind::fp4, 1>(r, args, in_tiles, packed_range, out)
+                       : launch_linear<Kind::fp4, 3>(r, args, in_tiles, packed_range, out);
       case Kind::bf16:
-        return launch_linear<Kind::bf16, 3>(r, args, p.groups);
+        return launch_linear<Kind::bf16, 3>(r, args, in_tiles, packed_range, out);
     }
   }
   if (w.format == Linear::Format::f32 && p.groups == 1 && w.out <= kMostMixerRows && w.in % kPiece == 0) {
     const std::int64_t pieces = w.in / kPiece;
     auto* sums = reinterpret_cast<float*>(
-        r.scratch(kPartialSums, static_cast<std::size_t>(p.n_tokens * pieces * w.out) * sizeof(float)));
-    const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>((p.n_tokens + kMixerTokens - 1) / kMixerTokens));
-    r.launch(mixer_kernel, grid, 128, 0,
-             MixerArgs{reinterpret_cast<const float*>(w.weight), p.x, sums, p.n_tokens, w.out, w.in});
+        r.next_scratch(static_cast<std::size_t>(p.n_tokens * pieces * w.out) * sizeof(float)));
+    const Range sums_range = range(sums, p.n_tokens * pieces * w.out);
+    const MixerArgs args{reinterpret_cast<const float*>(w.weight), p.x, sums, p.n_tokens, w.out, w.in};
+    const auto launch = [&](auto kernel, std::int64_t tokens) {
+      const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>((p.n_tokens + tokens - 1) / tokens));
+      r.launch(kernel, grid, 128, 0, args, {in}, {sums_range});
+    };
+    p.n_tokens < 4 ? launch(mixer_kernel<1>, 1) : launch(mixer_kernel<4>, 4);
     const std::int64_t count = p.n_tokens * w.out;
     r.launch(add_pieces_kernel, dim3(static_cast<unsigned>((count + 127) / 128)), 128, 0,
-             AddPiecesArgs{sums, p.y, count, w.out, pieces});
+             AddPiecesArgs{sums, p.y, count, w.out, pieces}, {sums_range}, {out});
     return;
   }
   const dim3 grid(static_cast<unsigned>((w.out + 7) / 8),
                   static_cast<unsigned>((p.n_tokens + kPlainTokens - 1) / kPlainTokens));
-  r.launch(plain_kernel, grid, 256, 0, PlainArgs{device_linear(w), p.x, p.y, p.n_tokens, rows_per_group, wide});
+  r.launch(plain_kernel, grid, 256, 0, PlainArgs{device_linear(w), p.x, p.y, p.n_tokens, rows_per_group, wide}, {in},
+           {out});
 }
 
 }  // namespace hadal::cuda

@@ -1,20 +1,17 @@
 // The ops as launches: each function records what its Params ask for.
 #pragma once
 
+#include <vector>
+
 #include "ops/cuda/recorder.h"
 #include "ops/ops.h"
 
 namespace hadal::cuda {
 
-// Scratch that several kernels of one op share (Recorder::scratch).
+// Scratch of ops that need it under a name of its own (Recorder::scratch).
 enum Slot : std::size_t {
-  kInput,         // of a linear, rounded or split
-  kPartialSums,   // of float32 linears
-  kCounters,      // zero between kernels
-  kExpertSlots,   // which expert gets which token
-  kExpertInput,
+  kExpertSlots,  // which expert gets which token
   kExpertHidden,
-  kExpertHiddenInput,
   kExpertOutput,
   kAttentionScores,
   kAttentionSums,

@@ -15,6 +15,11 @@ constexpr std::size_t kLooksBack = 24;  // entries that new data is compared wit
 
 }  // namespace
 
+Range sequence_rows() {
+  static const std::byte tag{};
+  return {&tag, &tag + 1};
+}
+
 Recorder::Recorder(DeviceMemory& memory) : memory_(memory) {
   void *host = nullptr, *device = nullptr;
   check(cudaMallocHost(&host, kStaging), "cudaMallocHost");
@@ -34,8 +39,8 @@ Recorder::~Recorder() {
   cudaFree(device_);
 }
 
-std::byte* Recorder::add(const void* kernel, dim3 grid, unsigned threads, std::size_t shared,
-                         std::size_t args) {
+std::byte* Recorder::add(const void* kernel, dim3 grid, unsigned threads, std::size_t shared, std::size_t args,
+                         std::initializer_list<Range> reads, std::initializer_list<Range> writes) {
   if (shared > kPlainShared && allowed_.insert(kernel).second) {
     cudaFuncAttributes attributes;
     check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
@@ -43,10 +48,24 @@ std::byte* Recorder::add(const void* kernel, dim3 grid, unsigned threads, std::s
                                kMostShared - static_cast<int>(attributes.sharedSizeBytes)),
           "cudaFuncSetAttribute");
   }
+  for (const Range& written : writes) {
+    std::erase_if(derived_, [&](const Derived& d) { return written.overlaps(d.source) || written.overlaps(d.place); });
+  }
   const std::size_t at = (args_.size() + kAlignment - 1) / kAlignment * kAlignment;
   args_.resize(at + args);
-  commands_.push_back({kernel, grid, threads, static_cast<std::uint32_t>(shared), static_cast<std::uint32_t>(at)});
+  commands_.push_back({kernel, grid, threads, static_cast<std::uint32_t>(shared), static_cast<std::uint32_t>(at),
+                       static_cast<std::uint32_t>(ranges_.size()), static_cast<std::uint32_t>(reads.size()),
+                       static_cast<std::uint32_t>(writes.size())});
+  ranges_.insert(ranges_.end(), reads);
+  ranges_.insert(ranges_.end(), writes);
   return args_.data() + at;
+}
+
+const Recorder::Derived* Recorder::find_derived(const Range& source, std::uint64_t key, std::int64_t columns) const {
+  const auto known = std::find_if(derived_.begin(), derived_.end(), [&](const Derived& d) {
+    return d.source.begin == source.begin && d.source.end == source.end && d.key == key && d.columns == columns;
+  });
+  return known == derived_.end() ? nullptr : &*known;
 }
 
 const void* Recorder::stage_bytes(const void* data, std::size_t bytes) {
@@ -83,6 +102,57 @@ void Recorder::send() {
   }
 }
 
+bool Recorder::must_wait(const Command& later, const Command& earlier) const {
+  const Range* l = ranges_.data() + later.ranges;
+  const Range* e = ranges_.data() + earlier.ranges;
+  const auto conflict = [](const Range* a, std::uint32_t n_a, const Range* b, std::uint32_t n_b) {
+    for (std::uint32_t i = 0; i < n_a; ++i) {
+      for (std::uint32_t j = 0; j < n_b; ++j) {
+        if (a[i].overlaps(b[j])) return true;
+      }
+    }
+    return false;
+  };
+  return conflict(l, later.reads + later.writes, e + earlier.reads, earlier.writes) ||
+         conflict(l + later.reads, later.writes, e, earlier.reads);
+}
+
+// Kernels that do not touch each other's memory stand side by side.
+cudaGraphExec_t Recorder::make_graph() {
+  cudaGraph_t graph = nullptr;
+  check(cudaGraphCreate(&graph, 0), "cudaGraphCreate");
+  std::vector<cudaGraphNode_t> nodes(commands_.size()), waits_for;
+  // before[i]: all that i waits for, over any number of edges.
+  std::vector<std::vector<bool>> before(commands_.size(), std::vector<bool>(commands_.size()));
+  for (std::size_t i = 0; i < commands_.size(); ++i) {
+    waits_for.clear();
+    for (std::size_t j = i; j-- > 0;) {
+      if (before[i][j] || !must_wait(commands_[i], commands_[j])) continue;
+      waits_for.push_back(nodes[j]);
+      before[i][j] = true;
+      for (std::size_t k = 0; k < j; ++k) before[i][k] = before[i][k] || before[j][k];
+    }
+    const Command& command = commands_[i];
+    void* args = args_.data() + command.args_at;
+    cudaKernelNodeParams params{};
+    params.func = const_cast<void*>(command.kernel);
+    params.gridDim = command.grid;
+    params.blockDim = dim3(command.threads);
+    params.sharedMemBytes = command.shared;
+    params.kernelParams = &args;
+    check(cudaGraphAddKernelNode(&nodes[i], graph, waits_for.data(), waits_for.size(), &params),
+          "cudaGraphAddKernelNode");
+  }
+  cudaGraphExec_t exec = nullptr;
+  check(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
+  check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  return exec;
+}
+
+std::byte* Recorder::next_scratch(std::size_t bytes) {
+  return scratch(kFirstTurn + turn_++ % kTurns, bytes);
+}
+
 // The graph of what is recorded, if this is not its first time.
 Recorder::Graph* Recorder::find_graph() {
   const auto same = [&](const Graph& graph) {
@@ -107,12 +177,7 @@ Recorder::Graph* Recorder::find_graph() {
   }
   known->used = flushes_;
   if (known->exec == nullptr) {
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamBeginCapture(memory_.stream(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-    send();
-    check(cudaStreamEndCapture(memory_.stream(), &graph), "cudaStreamEndCapture");
-    check(cudaGraphInstantiate(&known->exec, graph, 0), "cudaGraphInstantiate");
-    check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+    known->exec = make_graph();
   }
   return &*known;
 }
@@ -132,6 +197,9 @@ void Recorder::flush() {
     send();
   commands_.clear();
   args_.clear();
+  ranges_.clear();
+  derived_.clear();
+  turn_ = 0;
   staged_ = 0;
   entries_.clear();
 }

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <set>
 #include <span>
@@ -54,6 +55,21 @@ class DeviceMemory final : public Memory {
   std::byte* pinned_ = nullptr;  // what host memory passes through
 };
 
+// Memory that a kernel reads or writes. Weights and staged data, which no kernel writes, are left out.
+struct Range {
+  const std::byte* begin = nullptr;
+  const std::byte* end = nullptr;
+
+  bool overlaps(const Range& other) const { return begin < other.end && other.begin < end; }
+};
+template <class T>
+Range range(const T* data, std::int64_t count) {
+  const auto* begin = reinterpret_cast<const std::byte*>(data);
+  return {begin, begin + static_cast<std::size_t>(count) * sizeof(T)};
+}
+// Stands for the rows of all sequences, which are told apart by nobody.
+Range sequence_rows();
+
 class Recorder {
  public:
   explicit Recorder(DeviceMemory& memory);
@@ -61,13 +77,24 @@ class Recorder {
   Recorder(const Recorder&) = delete;
   Recorder& operator=(const Recorder&) = delete;
 
-  // One launch of a kernel that takes one struct of arguments, and no static shared memory beside `shared`.
+  // One launch of a kernel that takes one struct of arguments. What it reads and writes decides which kernels
+  // may run beside it.
   template <class Args>
-  void launch(void (*kernel)(Args), dim3 grid, unsigned threads, std::size_t shared, const Args& args) {
+  void launch(void (*kernel)(Args), dim3 grid, unsigned threads, std::size_t shared, const Args& args,
+              std::initializer_list<Range> reads, std::initializer_list<Range> writes) {
     static_assert(std::is_trivially_copyable_v<Args>);
-    std::byte* to = add(reinterpret_cast<const void*>(kernel), grid, threads, shared, sizeof(Args));
+    std::byte* to = add(reinterpret_cast<const void*>(kernel), grid, threads, shared, sizeof(Args), reads, writes);
     std::memcpy(to, &args, sizeof(Args));
   }
+
+  // A form of `source` in `place` that a kernel has made, known by `key` until one of the two is written.
+  struct Derived {
+    Range source, place;
+    std::uint64_t key = 0;
+    std::int64_t columns = 0;
+  };
+  const Derived* find_derived(const Range& source, std::uint64_t key, std::int64_t columns) const;
+  void add_derived(const Derived& derived) { derived_.push_back(derived); }
 
   // Whether so much is staged that the next op might find no room.
   bool full() const { return staged_ > kStaging / 2; }
@@ -81,6 +108,8 @@ class Recorder {
   // At least so many bytes of the device, whose contents last until the next op takes the same slot. Slots keep
   // their places from one recording to the next.
   std::byte* scratch(std::size_t slot, std::size_t bytes);
+  // The same of a few slots that take turns, so that what is in one may still be read beside the next.
+  std::byte* next_scratch(std::size_t bytes);
 
   // Sends what was recorded; returns before it is done.
   void flush();
@@ -90,6 +119,7 @@ class Recorder {
     const void* kernel;
     dim3 grid;
     std::uint32_t threads, shared, args_at;
+    std::uint32_t ranges, reads, writes;  // in ranges_: first those it reads
   };
   // What was recorded, to compare; and from the second time on the graph that does it.
   struct Graph {
@@ -103,8 +133,12 @@ class Recorder {
   };
   static constexpr std::size_t kStaging = std::size_t{64} << 20;
   static constexpr std::size_t kGraphs = 32;
+  static constexpr std::size_t kTurns = 6, kFirstTurn = 16;  // slots of next_scratch
 
-  std::byte* add(const void* kernel, dim3 grid, unsigned threads, std::size_t shared, std::size_t args);
+  std::byte* add(const void* kernel, dim3 grid, unsigned threads, std::size_t shared, std::size_t args,
+                 std::initializer_list<Range> reads, std::initializer_list<Range> writes);
+  bool must_wait(const Command& later, const Command& earlier) const;
+  cudaGraphExec_t make_graph();
   const void* stage_bytes(const void* data, std::size_t bytes);
   void send();
   Graph* find_graph();
@@ -112,6 +146,8 @@ class Recorder {
   DeviceMemory& memory_;
   std::vector<Command> commands_;
   std::vector<std::byte> args_;
+  std::vector<Range> ranges_;
+  std::vector<Derived> derived_;
   std::byte* host_ = nullptr;    // staged data, pinned,
   std::byte* device_ = nullptr;  // and where it goes
   std::size_t staged_ = 0;
@@ -119,6 +155,7 @@ class Recorder {
   cudaEvent_t uploaded_ = nullptr;
   bool uploading_ = false;
   std::vector<MemoryBlock> scratch_;
+  std::size_t turn_ = 0;
   std::vector<Graph> graphs_;
   std::set<const void*> allowed_;  // kernels that have asked for more shared memory
   std::uint64_t flushes_ = 0;

@@ -1,4 +1,6 @@
 // Ops on rows: norm, rotation, Hadamard, quantisers in one kernel; embedding, copies, the way into the state.
+#include <algorithm>
+
 #include "ops/cuda/device.cuh"
 #include "ops/cuda/ops.h"
 #include "ops/cuda/weights.cuh"
@@ -215,39 +217,52 @@ void row_steps(Recorder& r, const RowSteps& p) {
                      p.format == QuantiseParams::Format::e2m1_32 ? 1 : 0,
                      p.eps,
                      p.inverse ? -1.0F : 1.0F};
+  const std::int64_t tokens = p.rope ? p.rows / p.heads : 0;
   const unsigned threads = p.dim >= 1024 ? 256 : p.dim >= 512 ? 128 : p.dim >= 64 ? 64 : 32;
   r.launch(row_kernel, dim3(static_cast<unsigned>(p.rows)), threads,
-           32 * sizeof(double) + static_cast<std::size_t>(p.dim) * sizeof(float), args);
+           32 * sizeof(double) + static_cast<std::size_t>(p.dim) * sizeof(float), args,
+           {range(p.x, p.rows * p.dim), range(p.cos, tokens * p.rope_dim / 2), range(p.sin, tokens * p.rope_dim / 2)},
+           {range(p.out, p.rows * p.dim)});
 }
 
 void embed(Recorder& r, const EmbedParams& p) {
   const EmbedArgs args{r.stage(p.tokens), device_linear(*p.embed), p.out, p.copies};
-  r.launch(embed_kernel, dim3(static_cast<unsigned>(p.tokens.size())), 256, 0, args);
+  const auto count = static_cast<std::int64_t>(p.tokens.size());
+  r.launch(embed_kernel, dim3(static_cast<unsigned>(count)), 256, 0, args, {},
+           {range(p.out, count * p.copies * p.embed->in)});
 }
 
 void angles(Recorder& r, const AnglesParams& p) {
   const auto count = static_cast<std::int64_t>(p.positions.size()), half = static_cast<std::int64_t>(p.frequencies.size());
   const AnglesArgs args{r.stage(p.positions), r.stage(p.frequencies), p.cos, p.sin, count, half};
-  r.launch(angles_kernel, dim3(blocks(count * half, 128)), 128, 0, args);
+  r.launch(angles_kernel, dim3(blocks(count * half, 128)), 128, 0, args, {},
+           {range(p.cos, count * half), range(p.sin, count * half)});
 }
 
 void scale(Recorder& r, const ScaleParams& p) {
-  r.launch(scale_kernel, dim3(blocks(p.count, 256)), 256, 0, ScaleArgs{p.x, p.count, p.factor, 0});
+  r.launch(scale_kernel, dim3(blocks(p.count, 256)), 256, 0, ScaleArgs{p.x, p.count, p.factor, 0},
+           {range(p.x, p.count)}, {range(p.x, p.count)});
 }
 
 void add_rows(Recorder& r, const AddRowsParams& p) {
   const std::int64_t count = p.rows * p.dim;
-  r.launch(add_rows_kernel, dim3(blocks(count, 256)), 256, 0, AddRowsArgs{p.y, p.x, count, p.dim, p.repeat});
+  r.launch(add_rows_kernel, dim3(blocks(count, 256)), 256, 0, AddRowsArgs{p.y, p.x, count, p.dim, p.repeat},
+           {range(p.y, count / p.repeat), range(p.x, count)}, {range(p.x, count)});
 }
 
 void gather_rows(Recorder& r, const GatherRowsParams& p) {
   const dim3 grid(static_cast<unsigned>(p.rows.size()), blocks(p.dim, 256));
-  r.launch(gather_kernel, grid, 256, 0, GatherArgs{r.stage(p.rows), p.x, p.out, p.dim});
+  const std::int64_t most = *std::max_element(p.rows.begin(), p.rows.end());
+  r.launch(gather_kernel, grid, 256, 0, GatherArgs{r.stage(p.rows), p.x, p.out, p.dim}, {range(p.x, (most + 1) * p.dim)},
+           {range(p.out, static_cast<std::int64_t>(p.rows.size()) * p.dim)});
 }
 
 void store_rows(Recorder& r, const StoreRowsParams& p) {
   const StoreArgs args{p.x, r.stage(p.places), device_shape(p.shape)};
-  r.launch(store_kernel, dim3(static_cast<unsigned>(p.places.size())), 128, 0, args);
+  std::int64_t most = 0;
+  for (const StoreRowsParams::Place& place : p.places) most = std::max(most, place.row);
+  r.launch(store_kernel, dim3(static_cast<unsigned>(p.places.size())), 128, 0, args,
+           {range(p.x, (most + 1) * p.shape.dim)}, {sequence_rows()});
 }
 
 }  // namespace hadal::cuda
