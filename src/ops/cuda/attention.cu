@@ -1,10 +1,10 @@
 // Core attention over window and compressed rows with a sink.
 //
-// Rows of the compact state are BF16 numbers and go through the matrix units, queries and probabilities as
-// three BF16 parts each. The order of the sums is one: scores in pieces of 128 entries; the maximum of all rows
-// first, so that no sum is ever rescaled; values in chunks of 64 rows, which are added up in ascending order
-// whether one block computes them all or each has a block of its own. Other rows, and shapes that do not fit,
-// are summed in float32 by plain kernels.
+// Rows of the compact state are BF16 numbers and go through the matrix units, queries and exponentials as three
+// BF16 parts each. The order of the sums is one: scores in pieces of 128 entries; the maximum of all rows first,
+// so that no sum is ever rescaled; values in chunks of 64 rows, which are added up in ascending order whether one
+// block computes them all or each has a block of its own. Other rows, and shapes that do not fit, are summed in
+// float32 by plain kernels.
 #include <algorithm>
 #include <vector>
 
@@ -27,6 +27,8 @@ struct Attention {
   const float *q, *kv, *sink;
   float* out;
   float* scores;                // [T, heads, stride]: of rows, then their exponentials
+  uint4* queries;               // fragments of q: [T, heads / 16, dim / 16, 3 parts, 32 lanes]
+  uint4* exponentials;          // of the exponentials: [T, heads / 16, stride / 16, 3 parts, 32 lanes]
   float* sums;                  // [T, heads]: denominators
   const DeviceSegment* segments;
   const std::int64_t* visible;  // null: no compressed rows
@@ -177,29 +179,37 @@ __device__ inline uint4 eight_entries(const DeviceRowShape& shape, const std::by
   return {words[0], words[1], words[2], words[3]};
 }
 
-// Entries [first, first + width) of the rows of a chunk into shared memory; zeros behind the last row.
+// Entries [first, first + width) of the rows of a chunk into shared memory; zeros behind the last row. A thread
+// has eight entries of every so many rows.
 __device__ inline void load_chunk(const Attention& p, const TokenRows& rows, std::int64_t chunk, int first, int width,
                                   std::uint16_t* tile, const std::byte** row_of, bool* fresh_of) {
-  const int stride = width + kPadding, units = width / 8;
-  for (int r = static_cast<int>(threadIdx.x); r < kChunk; r += static_cast<int>(blockDim.x)) {
+  const int tid = static_cast<int>(threadIdx.x), stride = width + kPadding, units = width / 8;
+  for (int r = tid; r < kChunk; r += static_cast<int>(blockDim.x)) {
     const std::int64_t j = chunk * kChunk + r;
     bool fresh = false;
     row_of[r] = j < rows.count() ? rows.row(p.shape, j, fresh) : nullptr;
     fresh_of[r] = fresh;
   }
   __syncthreads();
-  for (int unit = static_cast<int>(threadIdx.x); unit < kChunk * units; unit += static_cast<int>(blockDim.x)) {
-    const int r = unit / units, i = unit % units * 8;
-    const uint4 v = row_of[r] == nullptr ? uint4{0, 0, 0, 0} : eight_entries(p.shape, row_of[r], fresh_of[r], first + i);
-    *reinterpret_cast<uint4*>(tile + r * stride + i) = v;
+  const int at_once = static_cast<int>(blockDim.x) / units, unit = tid % units;
+  if (tid < at_once * units) {
+#pragma unroll 8
+    for (int r = tid / units; r < kChunk; r += at_once) {
+      const uint4 v = row_of[r] == nullptr ? uint4{0, 0, 0, 0}
+                                           : eight_entries(p.shape, row_of[r], fresh_of[r], first + unit * 8);
+      *reinterpret_cast<uint4*>(tile + r * stride + unit * 8) = v;
+    }
   }
   __syncthreads();
 }
 
-// The fragment of 16 rows and 16 columns of a float32 matrix, as three BF16 parts.
-__device__ inline void load_parts(const float* a, const float* b, int k, std::uint32_t (&parts)[3][4]) {
-  const float2 v[4] = {*reinterpret_cast<const float2*>(a + k), *reinterpret_cast<const float2*>(b + k),
-                       *reinterpret_cast<const float2*>(a + k + 8), *reinterpret_cast<const float2*>(b + k + 8)};
+// The fragments of 16 rows and 16 columns of a float32 matrix, `stride` between rows, as three BF16 parts.
+__device__ inline void split_fragment(const float* from, std::int64_t stride, int lane, uint4* to) {
+  const float* a = from + lane / 4 * stride + lane % 4 * 2;
+  const float* b = a + 8 * stride;
+  const float2 v[4] = {*reinterpret_cast<const float2*>(a), *reinterpret_cast<const float2*>(b),
+                       *reinterpret_cast<const float2*>(a + 8), *reinterpret_cast<const float2*>(b + 8)};
+  std::uint32_t parts[3][4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const Parts x = split(v[i].x), y = split(v[i].y);
@@ -207,56 +217,114 @@ __device__ inline void load_parts(const float* a, const float* b, int k, std::ui
     parts[1][i] = pack_bf16(x.middle, y.middle);
     parts[2][i] = pack_bf16(x.low, y.low);
   }
+#pragma unroll
+  for (int part = 0; part < 3; ++part)
+    to[part * kWarp + lane] = {parts[part][0], parts[part][1], parts[part][2], parts[part][3]};
 }
 
-constexpr int kScoreThreads = 256;
+// A warp per 16 heads and 16 entries of a token's queries.
+__global__ void split_queries_kernel(Attention p) {
+  const std::int64_t unit = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
+  const std::int64_t steps = p.shape.dim / 16, groups = p.heads / 16;
+  if (unit >= p.n_tokens * groups * steps) return;
+  const std::int64_t step = unit % steps, head = unit / steps * 16;  // of all tokens' heads
+  split_fragment(p.q + head * p.shape.dim + step * 16, p.shape.dim, static_cast<int>(threadIdx.x) % kWarp,
+                 p.queries + unit * 3 * kWarp);
+}
 
-// Scores of a chunk of 64 rows: grid (chunks, T, heads / 64). A warp has 16 heads and half of the rows.
-__global__ void __launch_bounds__(kScoreThreads) scores_kernel(Attention p) {
+__device__ inline void load_matrices(const std::uint16_t* at, std::uint32_t (&b)[4]) {
+  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+               : "r"(address));
+}
+
+// Scores of a chunk of 64 rows: grid (chunks, T, heads / 64). A warp has 16 heads and all rows, or half of them.
+template <int kHalves>
+__global__ void __launch_bounds__(kHalves* kMatrixThreads) scores_kernel(Attention p) {
+  constexpr int kTiles = 8 / kHalves;
   extern __shared__ std::uint16_t tile[];  // [64][dim + padding]
   __shared__ const std::byte* row_of[kChunk];
   __shared__ bool fresh_of[kChunk];
   const std::int64_t t = blockIdx.y, chunk = blockIdx.x;
   const TokenRows rows(p, t);
   if (chunk * kChunk >= rows.count()) return;
-  const int dim = p.shape.dim, stride = dim + kPadding;
+  const int dim = p.shape.dim, stride = dim + kPadding, steps = dim / 16;
   load_chunk(p, rows, chunk, 0, dim, tile, row_of, fresh_of);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, half = warp / 4 * (kChunk / 2);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, first_row = warp / 4 * (kChunk / kHalves);
   const std::int64_t head = std::int64_t{blockIdx.z} * kHeads + warp % 4 * 16;
   if (head >= p.heads) return;
-  const float* query = p.q + (t * p.heads + head + g) * dim;
-  const float* query_8 = query + 8 * dim;
-  float sums[4][4] = {};
-  constexpr int kSteps = 8;  // of 16 entries, summed by the matrix units alone
-  for (int first = 0; first < dim / 16; first += kSteps) {
-    float large[4][4] = {}, small[4][4] = {};  // of the first parts and of the others
-#pragma unroll 4
-    for (int step = first; step < min(first + kSteps, dim / 16); ++step) {
-      std::uint32_t a[3][4];
-      load_parts(query, query_8, step * 16 + 2 * q, a);
+  const uint4* queries = p.queries + (t * p.heads + head) / 16 * steps * 3 * kWarp + lane;
+  const std::uint16_t* from = tile + (first_row + lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8;
+  float sums[kTiles][4] = {};
+  uint4 next[3];
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const std::uint16_t* row = tile + (half + 8 * n + g) * stride + step * 16 + 2 * q;
-        const auto b0 = *reinterpret_cast<const std::uint32_t*>(row), b1 = *reinterpret_cast<const std::uint32_t*>(row + 8);
-        mma(small[n], a[2][0], a[2][1], a[2][2], a[2][3], b0, b1);
-        mma(small[n], a[1][0], a[1][1], a[1][2], a[1][3], b0, b1);
-        mma(large[n], a[0][0], a[0][1], a[0][2], a[0][3], b0, b1);
+  for (int part = 0; part < 3; ++part) next[part] = queries[part * kWarp];
+  constexpr int kSteps = 8;  // of 16 entries, summed by the matrix units alone
+  for (int first = 0; first < steps; first += kSteps) {
+    float large[kTiles][4] = {}, small[kTiles][4] = {};  // of the first parts and of the others
+#pragma unroll 4
+    for (int step = first; step < min(first + kSteps, steps); ++step) {
+      uint4 a[3];
+#pragma unroll
+      for (int part = 0; part < 3; ++part) {
+        a[part] = next[part];
+        if (step + 1 < steps) next[part] = queries[((step + 1) * 3 + part) * kWarp];
+      }
+#pragma unroll
+      for (int pair = 0; pair < kTiles / 2; ++pair) {
+        std::uint32_t b[4];
+        load_matrices(from + pair * 16 * stride + step * 16, b);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          mma(small[2 * pair + i], a[2].x, a[2].y, a[2].z, a[2].w, b[2 * i], b[2 * i + 1]);
+          mma(small[2 * pair + i], a[1].x, a[1].y, a[1].z, a[1].w, b[2 * i], b[2 * i + 1]);
+          mma(large[2 * pair + i], a[0].x, a[0].y, a[0].z, a[0].w, b[2 * i], b[2 * i + 1]);
+        }
       }
     }
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
+    for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[n][i] += large[n][i] + small[n][i];
     }
   }
   const float scale = static_cast<float>(1 / sqrt(static_cast<double>(dim)));
-  float* to = p.scores + (t * p.heads + head + g) * p.stride + chunk * kChunk + half + 2 * q;
+  float* to = p.scores + (t * p.heads + head + g) * p.stride + chunk * kChunk + first_row + 2 * q;
 #pragma unroll
-  for (int n = 0; n < 4; ++n) {
+  for (int n = 0; n < kTiles; ++n) {
     *reinterpret_cast<float2*>(to + 8 * n) = {sums[n][0] * scale, sums[n][1] * scale};
     *reinterpret_cast<float2*>(to + 8 * p.stride + 8 * n) = {sums[n][2] * scale, sums[n][3] * scale};
   }
+}
+
+// Scores of 16 heads to exponentials, their sums with the sink, and fragments; a warp per head.
+__global__ void __launch_bounds__(16 * kWarp) exponentials_kernel(Attention p) {
+  const std::int64_t t = blockIdx.x, group = blockIdx.y;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const TokenRows rows(p, t);
+  const auto n = static_cast<int>(rows.count()), padded = (n + kChunk - 1) / kChunk * kChunk;
+  const std::int64_t head = t * p.heads + group * 16 + warp;
+  float* scores = p.scores + head * p.stride;
+  float maximum = -INFINITY;
+#pragma unroll 4
+  for (int j = lane; j < n; j += kWarp) maximum = fmaxf(maximum, scores[j]);
+  maximum = warp_max(maximum);
+  double sum = 0;
+#pragma unroll 4
+  for (int j = lane; j < padded; j += kWarp) {
+    const float e = j < n ? expf(scores[j] - maximum) : 0.0F;
+    scores[j] = e;
+    sum += double{e};
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) p.sums[head] = static_cast<float>(static_cast<double>(expf(p.sink[group * 16 + warp] - maximum)) + sum);
+  __syncthreads();
+  const std::int64_t steps = p.stride / 16, first = t * p.heads + group * 16;
+  for (int step = warp; step < padded / 16; step += 16)
+    split_fragment(p.scores + first * p.stride + step * 16, p.stride, lane,
+                   p.exponentials + (first / 16 * steps + step) * 3 * kWarp);
 }
 
 __device__ inline void load_transposed(const std::uint16_t* at, std::uint32_t (&b)[4]) {
@@ -272,7 +340,7 @@ struct ValuesArgs {
   std::int64_t chunks;  // of the longest token
 };
 // Values: grid (dim / 128, T, heads / 64 times chunks, if they are apart).
-__global__ void __launch_bounds__(kMatrixThreads) values_kernel(ValuesArgs args) {
+__global__ void __launch_bounds__(kMatrixThreads, 2) values_kernel(ValuesArgs args) {
   __shared__ std::uint16_t tile[kChunk * (kSlice + kPadding)];
   __shared__ const std::byte* row_of[kChunk];
   __shared__ bool fresh_of[kChunk];
@@ -288,7 +356,7 @@ __global__ void __launch_bounds__(kMatrixThreads) values_kernel(ValuesArgs args)
   const std::int64_t head = group * kHeads + threadIdx.x / kWarp * 16;
   const bool works = head < p.heads;  // the others only load rows
   const int slice = static_cast<int>(blockIdx.x) * kSlice;
-  const float* e = p.scores + (t * p.heads + (works ? head : 0) + g) * p.stride;
+  const uint4* e = p.exponentials + (t * p.heads + (works ? head : 0)) / 16 * (p.stride / 16) * 3 * kWarp + lane;
   float sums[16][4] = {};
   for (std::int64_t chunk = first; chunk < last; ++chunk) {
     load_chunk(p, rows, chunk, slice, kSlice, tile, row_of, fresh_of);
@@ -296,16 +364,16 @@ __global__ void __launch_bounds__(kMatrixThreads) values_kernel(ValuesArgs args)
       float part[16][4] = {};
 #pragma unroll
       for (int step = 0; step < kChunk / 16; ++step) {
-        std::uint32_t a[3][4];
-        load_parts(e, e + 8 * p.stride, static_cast<int>(chunk) * kChunk + step * 16 + 2 * q, a);
+        const uint4* from = e + (chunk * (kChunk / 16) + step) * 3 * kWarp;
+        const uint4 a[3] = {from[0], from[kWarp], from[2 * kWarp]};
 #pragma unroll
         for (int pair = 0; pair < 8; ++pair) {
           std::uint32_t b[4];
           load_transposed(tile + (step * 16 + lane % 16) * (kSlice + kPadding) + pair * 16 + lane / 16 * 8, b);
 #pragma unroll
-          for (int i = 0; i < 3; ++i) {
-            mma(part[2 * pair], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
-            mma(part[2 * pair + 1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
+          for (int i = 2; i >= 0; --i) {
+            mma(part[2 * pair], a[i].x, a[i].y, a[i].z, a[i].w, b[0], b[1]);
+            mma(part[2 * pair + 1], a[i].x, a[i].y, a[i].z, a[i].w, b[2], b[3]);
           }
         }
       }
@@ -365,13 +433,18 @@ void sparse_attention(Recorder& r, const SparseAttentionParams& p) {
   std::int64_t chunks = (most + kChunk - 1) / kChunk;
   if (p.n_tokens <= 512 && chunks > 4) chunks = (chunks + 7) / 8 * 8;
   const std::int64_t stride = chunks * kChunk, groups = (p.heads + kHeads - 1) / kHeads, slices = p.row.dim / kSlice;
-  const bool matrix = p.row.format == RowFormat::fp8_bf16 && p.row.dim % kSlice == 0 && p.row.rope_dim % 16 == 0 &&
+  const bool matrix = p.row.format == RowFormat::fp8_bf16 && p.row.dim % kSlice == 0 && p.row.rope_dim % 8 == 0 &&
                       p.heads % 16 == 0;
   const bool apart = chunks > 1 && p.n_tokens * slices * groups < kEnoughBlocks;
 
   Attention a{};
   a.scores = reinterpret_cast<float*>(r.scratch(kAttentionScores, static_cast<std::size_t>(p.n_tokens * p.heads * stride) * 4));
   a.sums = reinterpret_cast<float*>(r.scratch(kAttentionSums, static_cast<std::size_t>(p.n_tokens * p.heads) * 4));
+  const std::int64_t query_parts = p.n_tokens * p.heads * p.row.dim * 3, row_parts = p.n_tokens * p.heads * stride * 3;
+  if (matrix) {
+    a.queries = reinterpret_cast<uint4*>(r.scratch(kAttentionQueries, static_cast<std::size_t>(query_parts) * 2));
+    a.exponentials = reinterpret_cast<uint4*>(r.scratch(kAttentionExponentials, static_cast<std::size_t>(row_parts) * 2));
+  }
   float* partials = nullptr;
   if (matrix && apart) {
     partials = reinterpret_cast<float*>(
@@ -417,13 +490,20 @@ void sparse_attention(Recorder& r, const SparseAttentionParams& p) {
     return;
   }
   const std::size_t tile = static_cast<std::size_t>(kChunk * (p.row.dim + kPadding)) * 2;
-  r.launch(scores_kernel, dim3(count(chunks), count(p.n_tokens), count(groups)), kScoreThreads, tile, a,
-           {q, kv, selected, sequence_rows()}, {scores});
-  r.launch(softmax_kernel, per_head, 256, 0, a, {scores}, {scores, sums});
+  const Range queries = range(a.queries, query_parts / 8), exponentials = range(a.exponentials, row_parts / 8);
+  const std::int64_t fragments = p.n_tokens * (p.heads / 16) * (p.row.dim / 16);
+  r.launch(split_queries_kernel, dim3(count((fragments + 7) / 8)), 256, 0, a, {q}, {queries});
+  const dim3 grid(count(chunks), count(p.n_tokens), count(groups));
+  if (p.n_tokens * chunks * groups < 2 * kEnoughBlocks)
+    r.launch(scores_kernel<2>, grid, 2 * kMatrixThreads, tile, a, {queries, kv, selected, sequence_rows()}, {scores});
+  else
+    r.launch(scores_kernel<1>, grid, kMatrixThreads, tile, a, {queries, kv, selected, sequence_rows()}, {scores});
+  r.launch(exponentials_kernel, dim3(count(p.n_tokens), count(p.heads / 16)), 16 * kWarp, 0, a, {scores},
+           {scores, sums, exponentials});
   const ValuesArgs values{a, partials, chunks};
   const Range partial = range(partials, apart ? p.n_tokens * chunks * p.heads * p.row.dim : 0);
   r.launch(values_kernel, dim3(count(slices), count(p.n_tokens), count(groups * (apart ? chunks : 1))), kMatrixThreads, 0,
-           values, {scores, sums, kv, selected, sequence_rows()}, {apart ? partial : out});
+           values, {exponentials, sums, kv, selected, sequence_rows()}, {apart ? partial : out});
   if (apart) r.launch(add_chunks_kernel, per_head, 128, 0, values, {partial, sums}, {out});
 }
 

@@ -124,20 +124,23 @@ struct HcPostArgs {
   float* streams;
   std::int64_t dim, n;
 };
+template <int kStreams>
 __global__ void hc_post_kernel(HcPostArgs p) {
   const std::int64_t t = blockIdx.x, at = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (at >= p.dim) return;
-  const auto n = static_cast<int>(p.n);
+  const int n = kStreams == kMostStreams ? static_cast<int>(p.n) : kStreams;
   const float *post = p.post + t * n, *comb = p.comb + t * n * n;
   float* streams = p.streams + t * n * p.dim + at;
-  float before[kMostStreams];
+  float before[kStreams];
 #pragma unroll
-  for (int j = 0; j < kMostStreams; ++j) before[j] = j < n ? streams[j * p.dim] : 0.0F;
+  for (int j = 0; j < kStreams; ++j) before[j] = j < n ? streams[j * p.dim] : 0.0F;
   const float y = p.y[t * p.dim + at];
-  for (int i = 0; i < n; ++i) {
+#pragma unroll
+  for (int i = 0; i < kStreams; ++i) {
+    if (i >= n) break;
     float mixed = 0;
 #pragma unroll
-    for (int j = 0; j < kMostStreams; ++j) {
+    for (int j = 0; j < kStreams; ++j) {
       if (j < n) mixed += comb[j * n + i] * before[j];
     }
     streams[i * p.dim] = post[i] * y + mixed;
@@ -253,7 +256,8 @@ void hc_pre(Recorder& r, const HcPreParams& p) {
 void hc_post(Recorder& r, const HcPostParams& p) {
   HADAL_CHECK(p.n <= kMostStreams);
   const Range streams = range(p.streams, p.n_tokens * p.n * p.dim);
-  r.launch(hc_post_kernel, dim3(count(p.n_tokens), count((p.dim + 127) / 128)), 128, 0,
+  r.launch(p.n == 4 ? hc_post_kernel<4> : hc_post_kernel<kMostStreams>,
+           dim3(count(p.n_tokens), count((p.dim + 127) / 128)), 128, 0,
            HcPostArgs{p.y, p.post, p.comb, p.streams, p.dim, p.n},
            {range(p.y, p.n_tokens * p.dim), range(p.post, p.n_tokens * p.n), range(p.comb, p.n_tokens * p.n * p.n),
             streams},

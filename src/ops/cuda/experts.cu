@@ -17,7 +17,8 @@ struct DeviceExpert {
 
 // Consecutive slots of one expert.
 struct Job {
-  int expert, begin, count, unused;
+  DeviceExpert e;
+  int begin, count;
 };
 
 struct Routing {
@@ -67,7 +68,9 @@ __global__ void __launch_bounds__(1024) assign_kernel(AssignArgs p) {
   const int count = counts[tid], begin = exclusive_scan(count, scratch);
   const int jobs = (count + tile - 1) / tile, first_job = exclusive_scan(jobs, scratch);
   cursors[tid] = begin;
-  for (int i = 0; i < jobs; ++i) p.r.jobs[first_job + i] = {tid, begin + i * tile, min(tile, count - i * tile), 0};
+  for (int i = 0; i < jobs; ++i) {
+    p.r.jobs[first_job + i] = {p.r.experts[tid], begin + i * tile, min(tile, count - i * tile)};
+  }
   if (tid == threads - 1) *p.r.n_jobs = first_job + jobs;
   __syncthreads();
   for (int i = tid; i < pairs; i += threads) {
@@ -95,53 +98,41 @@ struct ExpertArgs {
   PackedInput in;
   float* out;  // [slots, I] or [slots, d]
   std::int64_t dim, inter;
-  std::int64_t tile;    // tokens of a job
-  float limit;
+  int tile;  // tokens of a job
   int shared;
+  float limit;
+  int kept_rounds;  // RowShared
 
-  __device__ std::int64_t pairs() const { return r.n_tokens * r.k; }
-  __device__ std::int64_t jobs() const { return shared != 0 ? (r.n_tokens + tile - 1) / tile : *r.n_jobs; }
-  __device__ Job job(std::int64_t i) const {
+  __device__ int pairs() const { return static_cast<int>(r.n_tokens * r.k); }
+  __device__ int jobs() const { return shared != 0 ? (static_cast<int>(r.n_tokens) + tile - 1) / tile : *r.n_jobs; }
+  __device__ Job job(int i) const {
     if (shared == 0) return r.jobs[i];
-    const std::int64_t first = i * tile;
-    return {static_cast<int>(r.n_experts), static_cast<int>(pairs() + first),
-            static_cast<int>(min(tile, r.n_tokens - first)), 0};
+    const DeviceExpert& e = r.experts[r.n_experts];
+    return {e, pairs() + i * tile, min(tile, static_cast<int>(r.n_tokens) - i * tile)};
   }
-  __device__ std::int64_t token(std::int64_t slot) const { return shared != 0 ? slot - pairs() : r.token_of[slot]; }
-  __device__ float weight(std::int64_t slot) const { return shared != 0 ? 1.0F : r.weight_of[slot]; }
+  __device__ std::int64_t token(int slot) const { return shared != 0 ? slot - pairs() : r.token_of[slot]; }
+  __device__ float weight(int slot) const { return shared != 0 ? 1.0F : r.weight_of[slot]; }
   // The packed input of w2 begins with this launch's own slots.
-  __device__ std::int64_t hidden_row(std::int64_t slot) const { return shared != 0 ? slot - pairs() : slot; }
+  __device__ std::int64_t hidden_row(int slot) const { return shared != 0 ? slot - pairs() : slot; }
 };
-
-__device__ inline std::int64_t pack_job(const Job& job) {
-  return job.begin | std::int64_t{job.count} << 32;
-}
-__device__ inline std::int64_t job_begin(std::int64_t packed) {
-  return packed & 0xffffffff;
-}
-__device__ inline int job_count(std::int64_t packed) {
-  return static_cast<int>(packed >> 32);
-}
 
 // w1 and w3 of few tokens.
 struct FewHidden {
   static constexpr int kMatrices = 2;
   const ExpertArgs& p;
-  std::int64_t row_tiles;
+  int row_tiles;
 
-  __device__ RowItem<2> item(std::int64_t i) const {
+  __device__ RowItem<2> item(int i) const {
     const Job job = p.job(i / row_tiles);
-    const DeviceExpert& e = p.r.experts[job.expert];
-    return {{{e.w1, e.s1, p.inter, p.dim, 0}, {e.w3, e.s3, p.inter, p.dim, 0}}, i % row_tiles * 16, p.inter, pack_job(job)};
+    return {{{job.e.w1, job.e.s1}, {job.e.w3, job.e.s3}}, i % row_tiles * 16, static_cast<int>(p.inter), job.begin, job.count};
   }
   __device__ const std::uint16_t* input(const RowItem<2>& item, int column) const {
-    if (column >= job_count(item.tokens)) return nullptr;
-    return p.in.x + p.token(job_begin(item.tokens) + column) * p.in.stride;
+    return p.in.x + p.token(item.first + column) * p.in.stride;
   }
+  __device__ std::int64_t in() const { return p.dim; }
   __device__ std::int64_t plane() const { return p.in.plane; }
-  __device__ void store(const RowItem<2>& item, int column, std::int64_t row, const float (&sums)[2]) const {
-    if (column >= job_count(item.tokens)) return;
-    const std::int64_t slot = job_begin(item.tokens) + column;
+  __device__ void store(const RowItem<2>& item, int column, int row, const float (&sums)[2]) const {
+    const int slot = item.first + column;
     p.out[slot * p.inter + row] = swiglu(sums[0], sums[1], p.weight(slot), p.limit);
   }
 };
@@ -150,50 +141,50 @@ struct FewHidden {
 struct FewOutput {
   static constexpr int kMatrices = 1;
   const ExpertArgs& p;
-  std::int64_t row_tiles;
+  int row_tiles;
 
-  __device__ RowItem<1> item(std::int64_t i) const {
+  __device__ RowItem<1> item(int i) const {
     const Job job = p.job(i / row_tiles);
-    const DeviceExpert& e = p.r.experts[job.expert];
-    return {{{e.w2, e.s2, p.dim, p.inter, 0}}, i % row_tiles * 16, p.dim, pack_job(job)};
+    return {{{job.e.w2, job.e.s2}}, i % row_tiles * 16, static_cast<int>(p.dim), job.begin, job.count};
   }
   __device__ const std::uint16_t* input(const RowItem<1>& item, int column) const {
-    if (column >= job_count(item.tokens)) return nullptr;
-    return p.in.x + p.hidden_row(job_begin(item.tokens) + column) * p.in.stride;
+    return p.in.x + p.hidden_row(item.first + column) * p.in.stride;
   }
+  __device__ std::int64_t in() const { return p.inter; }
   __device__ std::int64_t plane() const { return p.in.plane; }
-  __device__ void store(const RowItem<1>& item, int column, std::int64_t row, const float (&sums)[1]) const {
-    if (column < job_count(item.tokens)) p.out[(job_begin(item.tokens) + column) * p.dim + row] = sums[0];
+  __device__ void store(const RowItem<1>& item, int column, int row, const float (&sums)[1]) const {
+    p.out[(item.first + column) * p.dim + row] = sums[0];
   }
 };
 
 template <Kind kind, int kParts, int kTiles>
 __global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) few_hidden_kernel(ExpertArgs p) {
-  const std::int64_t row_tiles = (p.inter + 15) / 16;
-  multiply_rows<kind, kParts, kTiles>(FewHidden{p, row_tiles}, blockIdx.x, gridDim.x, p.jobs() * row_tiles);
+  const int row_tiles = (static_cast<int>(p.inter) + 15) / 16;
+  multiply_rows<kind, kParts, kTiles>(FewHidden{p, row_tiles}, static_cast<int>(blockIdx.x),
+                                      static_cast<int>(gridDim.x), p.jobs() * row_tiles, p.kept_rounds);
 }
 template <Kind kind, int kParts, int kTiles>
 __global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) few_output_kernel(ExpertArgs p) {
-  const std::int64_t row_tiles = (p.dim + 15) / 16;
-  multiply_rows<kind, kParts, kTiles>(FewOutput{p, row_tiles}, blockIdx.x, gridDim.x, p.jobs() * row_tiles);
+  const int row_tiles = (static_cast<int>(p.dim) + 15) / 16;
+  multiply_rows<kind, kParts, kTiles>(FewOutput{p, row_tiles}, static_cast<int>(blockIdx.x),
+                                      static_cast<int>(gridDim.x), p.jobs() * row_tiles, p.kept_rounds);
 }
 
 // w1 and w3 of many tokens: a warpgroup each, which meet in shared memory.
 struct ManyHidden {
   const ExpertArgs& p;
-  std::int64_t row_tiles;
+  int row_tiles;
 
-  __device__ TileItem item(std::int64_t i) const {
+  __device__ TileItem item(int i) const {
     const Job job = p.job(i / row_tiles);
-    const DeviceExpert& e = p.r.experts[job.expert];
-    const std::int64_t row = i % row_tiles * kTileRows64;
-    return {{{e.w1, e.s1, p.inter, p.dim, 0}, {e.w3, e.s3, p.inter, p.dim, 0}}, {row, row}, p.inter, pack_job(job)};
+    const int row = i % row_tiles * kTileRows64;
+    return {{{job.e.w1, job.e.s1}, {job.e.w3, job.e.s3}}, {row, row}, static_cast<int>(p.inter), job.begin, job.count};
   }
   __device__ const std::uint16_t* input(const TileItem& item, int column) const {
-    if (column >= job_count(item.tokens)) return nullptr;
-    return p.in.x + p.token(job_begin(item.tokens) + column) * p.in.stride;
+    return p.in.x + p.token(item.first + column) * p.in.stride;
   }
   __device__ const void* any() const { return p.in.x; }
+  __device__ std::int64_t in() const { return p.dim; }
   __device__ std::int64_t plane() const { return p.in.plane; }
   __device__ void store(const TileItem& item, const float (&sums)[64], float* shared) const {
     constexpr int kStride = kTileRows64 + 4;
@@ -212,10 +203,9 @@ struct ManyHidden {
     for (int n = 0; n < 16; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int column = 8 * n + lane % 4 * 2 + i % 2;
-        const std::int64_t row = item.row[0] + row_here + i / 2 * 8;
-        if (column >= job_count(item.tokens) || row >= item.end) continue;
-        const std::int64_t slot = job_begin(item.tokens) + column;
+        const int column = 8 * n + lane % 4 * 2 + i % 2, row = item.row[0] + row_here + i / 2 * 8;
+        if (column >= item.columns || row >= item.end) continue;
+        const int slot = item.first + column;
         p.out[slot * p.inter + row] = swiglu(sums[4 * n + i], shared[at(n, i)], p.weight(slot), p.limit);
       }
     }
@@ -225,32 +215,29 @@ struct ManyHidden {
 // w2 of many tokens.
 struct ManyOutput {
   const ExpertArgs& p;
-  std::int64_t row_tiles;
+  int row_tiles;
 
-  __device__ TileItem item(std::int64_t i) const {
+  __device__ TileItem item(int i) const {
     const Job job = p.job(i / row_tiles);
-    const DeviceExpert& e = p.r.experts[job.expert];
-    const DeviceLinear w{e.w2, e.s2, p.dim, p.inter, 0};
-    const std::int64_t row = i % row_tiles * 2 * kTileRows64;
-    return {{w, w}, {row, row + kTileRows64}, p.dim, pack_job(job)};
+    const WeightPointers w{job.e.w2, job.e.s2};
+    const int row = i % row_tiles * 2 * kTileRows64;
+    return {{w, w}, {row, row + kTileRows64}, static_cast<int>(p.dim), job.begin, job.count};
   }
   __device__ const std::uint16_t* input(const TileItem& item, int column) const {
-    if (column >= job_count(item.tokens)) return nullptr;
-    return p.in.x + p.hidden_row(job_begin(item.tokens) + column) * p.in.stride;
+    return p.in.x + p.hidden_row(item.first + column) * p.in.stride;
   }
   __device__ const void* any() const { return p.in.x; }
+  __device__ std::int64_t in() const { return p.inter; }
   __device__ std::int64_t plane() const { return p.in.plane; }
   __device__ void store(const TileItem& item, const float (&sums)[64], float*) const {
     const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
-    const std::int64_t row = item.row[0] + tid / kWarp * 16 + lane / 4;
+    const int row = item.row[0] + tid / kWarp * 16 + lane / 4;
 #pragma unroll
     for (int n = 0; n < 16; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int column = 8 * n + lane % 4 * 2 + i % 2;
-        const std::int64_t r = row + i / 2 * 8;
-        if (column < job_count(item.tokens) && r < item.end)
-          p.out[(job_begin(item.tokens) + column) * p.dim + r] = sums[4 * n + i];
+        const int column = 8 * n + lane % 4 * 2 + i % 2, r = row + i / 2 * 8;
+        if (column < item.columns && r < item.end) p.out[(item.first + column) * p.dim + r] = sums[4 * n + i];
       }
     }
   }
@@ -258,13 +245,14 @@ struct ManyOutput {
 
 template <Kind kind, int kParts>
 __global__ void __launch_bounds__(kTileThreads, 1) many_hidden_kernel(ExpertArgs p) {
-  const std::int64_t row_tiles = (p.inter + kTileRows64 - 1) / kTileRows64;
-  if (blockIdx.x < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyHidden{p, row_tiles}, blockIdx.x);
+  const int row_tiles = (static_cast<int>(p.inter) + kTileRows64 - 1) / kTileRows64, work = static_cast<int>(blockIdx.x);
+  if (work < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyHidden{p, row_tiles}, work);
 }
 template <Kind kind, int kParts>
 __global__ void __launch_bounds__(kTileThreads, 1) many_output_kernel(ExpertArgs p) {
-  const std::int64_t row_tiles = (p.dim + 2 * kTileRows64 - 1) / (2 * kTileRows64);
-  if (blockIdx.x < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyOutput{p, row_tiles}, blockIdx.x);
+  const int row_tiles = (static_cast<int>(p.dim) + 2 * kTileRows64 - 1) / (2 * kTileRows64);
+  const int work = static_cast<int>(blockIdx.x);
+  if (work < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyOutput{p, row_tiles}, work);
 }
 
 // The same for weights that the matrix units do not take: a warp per row and pair, slots as pairs come.
@@ -368,7 +356,7 @@ void for_kind(Linear::Format format, bool rounded, Launch&& launch) {
   }
 }
 
-void launch_hidden(Recorder& r, const ExpertArgs& args, const Plan& plan, Linear::Format format, bool rounded,
+void launch_hidden(Recorder& r, ExpertArgs args, const Plan& plan, Linear::Format format, bool rounded,
                    std::initializer_list<Range> reads, std::initializer_list<Range> writes) {
   for_kind(format, rounded, [&]<Kind kind, int parts>() {
     if (plan.in_tiles) {
@@ -377,10 +365,12 @@ void launch_hidden(Recorder& r, const ExpertArgs& args, const Plan& plan, Linear
                tile_shared_bytes(parts), args, reads, writes);
       return;
     }
+    const RowShared shared = row_shared(args.dim, plan.tiles, 2);
+    args.kept_rounds = shared.rounds;
     const std::int64_t items = plan.most_jobs * ((args.inter + 15) / 16);
     const auto launch = [&](auto kernel) {
       r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(plan.tiles)))),
-               kRowThreads, row_shared_bytes(plan.tiles, 2), args, reads, writes);
+               kRowThreads, shared.bytes, args, reads, writes);
     };
     plan.tiles == 1   ? launch(few_hidden_kernel<kind, parts, 1>)
     : plan.tiles == 2 ? launch(few_hidden_kernel<kind, parts, 2>)
@@ -388,7 +378,7 @@ void launch_hidden(Recorder& r, const ExpertArgs& args, const Plan& plan, Linear
   });
 }
 
-void launch_output(Recorder& r, const ExpertArgs& args, const Plan& plan, Linear::Format format, bool rounded,
+void launch_output(Recorder& r, ExpertArgs args, const Plan& plan, Linear::Format format, bool rounded,
                    std::initializer_list<Range> reads, std::initializer_list<Range> writes) {
   for_kind(format, rounded, [&]<Kind kind, int parts>() {
     if (plan.in_tiles) {
@@ -397,10 +387,12 @@ void launch_output(Recorder& r, const ExpertArgs& args, const Plan& plan, Linear
                tile_shared_bytes(parts), args, reads, writes);
       return;
     }
+    const RowShared shared = row_shared(args.inter, plan.tiles, 1);
+    args.kept_rounds = shared.rounds;
     const std::int64_t items = plan.most_jobs * ((args.dim + 15) / 16);
     const auto launch = [&](auto kernel) {
       r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(plan.tiles)))),
-               kRowThreads, row_shared_bytes(plan.tiles, 1), args, reads, writes);
+               kRowThreads, shared.bytes, args, reads, writes);
     };
     plan.tiles == 1   ? launch(few_output_kernel<kind, parts, 1>)
     : plan.tiles == 2 ? launch(few_output_kernel<kind, parts, 2>)
@@ -460,7 +452,7 @@ void experts(Recorder& r, const ExpertsParams& p) {
       const Range own_hidden = range(hidden + first * p.inter, count * p.inter);
       const Range own_output = range(output + first * p.dim, count * p.dim);
       const PackedInput x = pack(r, p.x, p.n_tokens, p.dim, like.w1.format, rounded, plan.in_tiles);
-      ExpertArgs args{routing, x, hidden, p.dim, p.inter, plan.tile(), p.swiglu_limit, shared ? 1 : 0};
+      ExpertArgs args{routing, x, hidden, p.dim, p.inter, static_cast<int>(plan.tile()), shared ? 1 : 0, p.swiglu_limit, 0};
       launch_hidden(r, args, plan, like.w1.format, rounded, {range(x.x, x.plane * parts), slots_range}, {own_hidden});
       args.in = pack(r, hidden + first * p.inter, count, p.inter, like.w2.format, rounded, plan.in_tiles);
       args.out = output;

@@ -65,6 +65,12 @@ __device__ inline std::uint32_t bf16_scale(std::uint32_t byte) {
   return bits | bits << 16;
 }
 
+// A matrix and its scales.
+struct WeightPointers {
+  const std::uint8_t* weight;
+  const std::uint8_t* scale;
+};
+
 // What a thread (g = lane / 4, q = lane % 4) reads of a block of its two rows g and g + 8.
 template <Kind kind>
 struct RawBlock {
@@ -72,20 +78,20 @@ struct RawBlock {
   uint4 codes[2][kLoads];
   std::uint32_t scale[2];  // the E8M0 byte
 
-  __device__ void load(const DeviceLinear& w, std::int64_t row_a, std::int64_t row_b, int block, int q) {
+  __device__ void load(const WeightPointers& w, std::int64_t in, int row_a, int row_b, int block, int q) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::int64_t row = half == 0 ? row_a : row_b;
       if constexpr (kind == Kind::fp8) {
-        const std::uint8_t* from = w.weight + row * w.in + block * kDepth + q * 16;
+        const std::uint8_t* from = w.weight + row * in + block * kDepth + q * 16;
 #pragma unroll
         for (int c = 0; c < 2; ++c) codes[half][c] = load_stream(from + c * 64);
-        scale[half] = w.scale[row / 128 * (w.in / 128) + block];
+        scale[half] = w.scale[row / 128 * (in / 128) + block];
       } else if constexpr (kind == Kind::fp4) {
-        codes[half][0] = load_stream(w.weight + row * (w.in / 2) + block * (kDepth / 2) + q * 16);
-        scale[half] = w.scale[row * (w.in / 32) + block * 4 + q];
+        codes[half][0] = load_stream(w.weight + row * (in / 2) + block * (kDepth / 2) + q * 16);
+        scale[half] = w.scale[row * (in / 32) + block * 4 + q];
       } else {
-        const std::uint8_t* from = w.weight + (row * w.in + block * kDepth + q * 8) * 2;
+        const std::uint8_t* from = w.weight + (row * in + block * kDepth + q * 8) * 2;
 #pragma unroll
         for (int c = 0; c < 4; ++c) codes[half][c] = load_stream(from + c * 64);
         scale[half] = 127;

@@ -67,64 +67,67 @@ __global__ void pack_kernel(PackArgs p) {
 }
 
 struct LinearArgs {
-  DeviceLinear w;
+  WeightPointers w;
   PackedInput in;
   float* y;
-  std::int64_t n_tokens, groups;
+  std::int64_t depth, out;
+  int n_tokens, groups, rows;  // rows of a group
+  int kept_rounds;             // RowShared
 };
 
 template <int kTiles>
 struct FewTokens {
   static constexpr int kMatrices = 1;
   const LinearArgs& p;
-  std::int64_t rows, row_tiles;  // of a group
+  int row_tiles;  // of a group
 
-  __device__ RowItem<1> item(std::int64_t i) const {
-    const std::int64_t group = i / row_tiles % p.groups;
-    const std::int64_t first = i / row_tiles / p.groups * 8 * kTiles;
-    return {{p.w}, group * rows + i % row_tiles * 16, (group + 1) * rows, first};
+  __device__ RowItem<1> item(int i) const {
+    const int tile = i % row_tiles, rest = i / row_tiles, group = rest % p.groups;
+    const int first = rest / p.groups * 8 * kTiles;
+    return {{p.w}, group * p.rows + tile * 16, (group + 1) * p.rows, first, min(8 * kTiles, p.n_tokens - first)};
   }
   __device__ const std::uint16_t* input(const RowItem<1>& item, int column) const {
-    const std::int64_t t = item.tokens + column;
-    return t < p.n_tokens ? p.in.x + t * p.in.stride + item.row / rows * p.w.in : nullptr;
+    return p.in.x + (item.first + column) * p.in.stride + item.row / p.rows * p.depth;
   }
+  __device__ std::int64_t in() const { return p.depth; }
   __device__ std::int64_t plane() const { return p.in.plane; }
-  __device__ void store(const RowItem<1>& item, int column, std::int64_t row, const float (&sums)[1]) const {
-    const std::int64_t t = item.tokens + column;
-    if (t < p.n_tokens) p.y[t * p.w.out + row] = sums[0];
+  __device__ void store(const RowItem<1>& item, int column, int row, const float (&sums)[1]) const {
+    p.y[(item.first + column) * p.out + row] = sums[0];
   }
 };
 
 template <Kind kind, int kParts, int kTiles>
 __global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) rows_kernel(LinearArgs p) {
-  const std::int64_t rows = p.w.out / p.groups, row_tiles = (rows + 15) / 16;
-  const std::int64_t count = row_tiles * p.groups * ((p.n_tokens + 8 * kTiles - 1) / (8 * kTiles));
-  multiply_rows<kind, kParts, kTiles>(FewTokens<kTiles>{p, rows, row_tiles}, blockIdx.x, gridDim.x, count);
+  const int row_tiles = (p.rows + 15) / 16;
+  const int count = row_tiles * p.groups * ((p.n_tokens + 8 * kTiles - 1) / (8 * kTiles));
+  multiply_rows<kind, kParts, kTiles>(FewTokens<kTiles>{p, row_tiles}, static_cast<int>(blockIdx.x),
+                                      static_cast<int>(gridDim.x), count, p.kept_rounds);
 }
 
 struct ManyTokens {
   const LinearArgs& p;
-  std::int64_t rows, row_tiles;
+  int row_tiles;
 
-  __device__ TileItem item(std::int64_t i) const {
-    const std::int64_t group = i / row_tiles % p.groups, row = group * rows + i % row_tiles * 2 * kTileRows64;
-    return {{p.w, p.w}, {row, row + kTileRows64}, (group + 1) * rows, i / row_tiles / p.groups * kTileTokens};
+  __device__ TileItem item(int i) const {
+    const int tile = i % row_tiles, rest = i / row_tiles, group = rest % p.groups;
+    const int row = group * p.rows + tile * 2 * kTileRows64, first = rest / p.groups * kTileTokens;
+    return {{p.w, p.w}, {row, row + kTileRows64}, (group + 1) * p.rows, first, min(kTileTokens, p.n_tokens - first)};
   }
   __device__ const std::uint16_t* input(const TileItem& item, int column) const {
-    const std::int64_t t = item.tokens + column;
-    return t < p.n_tokens ? p.in.x + t * p.in.stride + item.row[0] / rows * p.w.in : nullptr;
+    return p.in.x + (item.first + column) * p.in.stride + item.row[0] / p.rows * p.depth;
   }
   __device__ const void* any() const { return p.in.x; }
+  __device__ std::int64_t in() const { return p.depth; }
   __device__ std::int64_t plane() const { return p.in.plane; }
   __device__ void store(const TileItem& item, const float (&sums)[64], float*) const {
     const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
-    const std::int64_t row = item.row[0] + tid / kWarp * 16 + lane / 4;
+    const int row = item.row[0] + tid / kWarp * 16 + lane / 4;
 #pragma unroll
     for (int n = 0; n < 16; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const std::int64_t t = item.tokens + 8 * n + lane % 4 * 2 + i % 2, r = row + i / 2 * 8;
-        if (t < p.n_tokens && r < item.end) p.y[t * p.w.out + r] = sums[4 * n + i];
+        const int column = 8 * n + lane % 4 * 2 + i % 2, r = row + i / 2 * 8;
+        if (column < item.columns && r < item.end) p.y[(item.first + column) * p.out + r] = sums[4 * n + i];
       }
     }
   }
@@ -132,23 +135,24 @@ struct ManyTokens {
 
 template <Kind kind, int kParts>
 __global__ void __launch_bounds__(kTileThreads, 1) tiles_kernel(LinearArgs p) {
-  const std::int64_t rows = p.w.out / p.groups;
-  multiply_tile<kind, kParts>(ManyTokens{p, rows, (rows + 127) / 128}, blockIdx.x);
+  multiply_tile<kind, kParts>(ManyTokens{p, (p.rows + 127) / 128}, static_cast<int>(blockIdx.x));
 }
 
 template <Kind kind, int kParts>
-void launch_linear(Recorder& r, const LinearArgs& args, bool in_tiles, const Range& in, const Range& out) {
-  const std::int64_t rows = args.w.out / args.groups;
+void launch_linear(Recorder& r, LinearArgs args, bool in_tiles, const Range& in, const Range& out) {
   if (in_tiles) {
-    const std::int64_t tiles = (rows + 127) / 128 * args.groups * ((args.n_tokens + kTileTokens - 1) / kTileTokens);
+    const int tiles = (args.rows + 127) / 128 * args.groups * ((args.n_tokens + kTileTokens - 1) / kTileTokens);
     r.launch(tiles_kernel<kind, kParts>, dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(kParts), args,
              {in}, {out});
     return;
   }
   const auto launch = [&](auto kernel, int tiles) {
-    const std::int64_t items = (rows + 15) / 16 * args.groups * ((args.n_tokens + 8 * tiles - 1) / (8 * tiles));
+    const RowShared shared = row_shared(args.depth, tiles, 1);
+    args.kept_rounds = shared.rounds;
+    const std::int64_t items =
+        std::int64_t{(args.rows + 15) / 16} * args.groups * ((args.n_tokens + 8 * tiles - 1) / (8 * tiles));
     const std::int64_t blocks = std::min<std::int64_t>(items, kMultiprocessors * row_blocks(tiles));
-    r.launch(kernel, dim3(static_cast<unsigned>(blocks)), kRowThreads, row_shared_bytes(tiles, 1), args, {in}, {out});
+    r.launch(kernel, dim3(static_cast<unsigned>(blocks)), kRowThreads, shared.bytes, args, {in}, {out});
   };
   if (args.n_tokens <= 8) return launch(rows_kernel<kind, kParts, 1>, 1);
   if (args.n_tokens <= 16) return launch(rows_kernel<kind, kParts, 2>, 2);
@@ -284,7 +288,15 @@ void linear(Recorder& r, const LinearParams& p) {
         (rows_per_group + 127) / 128 * p.groups * ((p.n_tokens + kTileTokens - 1) / kTileTokens);
     const bool in_tiles = p.n_tokens > 64 && tiles >= kMultiprocessors / 3;
     const PackedInput packed = pack(r, p.x, p.n_tokens, wide, w.format, rounded, in_tiles);
-    const LinearArgs args{device_linear(w), packed, p.y, p.n_tokens, p.groups};
+    const LinearArgs args{{reinterpret_cast<const std::uint8_t*>(w.weight), w.scale},
+                          packed,
+                          p.y,
+                          w.in,
+                          w.out,
+                          static_cast<int>(p.n_tokens),
+                          static_cast<int>(p.groups),
+                          static_cast<int>(rows_per_group),
+                          0};
     const Range packed_range = range(packed.x, packed.plane * (rounded ? 1 : 3));
     switch (kind_of(w.format)) {
       case Kind::fp8:

@@ -24,8 +24,19 @@ constexpr int prefetched(Kind kind, int parts, int tiles, int matrices) {
 constexpr int row_blocks(int tiles) {
   return tiles > 2 ? 1 : 2;
 }
-constexpr std::size_t row_shared_bytes(int tiles, int matrices) {
-  return std::size_t{2} * kRowWarps * static_cast<std::size_t>(matrices * 8 * tiles * kColumnStride) * sizeof(float);
+
+// Block sums lie in shared memory until a thread adds them up: those of as many rounds (eight blocks, one of each
+// warp) as there is room for, twice, so that the next ones can be written meanwhile.
+struct RowShared {
+  int rounds;
+  std::size_t bytes;
+};
+inline RowShared row_shared(std::int64_t in, int tiles, int matrices) {
+  const std::int64_t round = std::int64_t{kRowWarps} * matrices * 8 * tiles * kColumnStride * 4;
+  const std::int64_t rounds = (in / kDepth + kRowWarps - 1) / kRowWarps;
+  const std::int64_t room = (std::int64_t{104} << 10) / 2;
+  const std::int64_t kept = room / round < 1 ? 1 : room / round < rounds ? room / round : rounds;
+  return {static_cast<int>(kept), static_cast<std::size_t>(2 * kept * round)};
 }
 
 // sums[n] += rows g, g + 8 of the block times columns 8n .. 8n + 7. x[n]: the column's input at the thread's
@@ -55,46 +66,49 @@ __device__ inline void multiply_block(const RawBlock<kind>& raw, const std::uint
 // What a Problem says of one piece of work: 16 rows (below `end`) of matrices of one shape, and some tokens.
 template <int kMatrices>
 struct RowItem {
-  DeviceLinear w[kMatrices];
-  std::int64_t row, end;
-  std::int64_t tokens;  // whatever the Problem needs to find its columns
+  WeightPointers w[kMatrices];
+  int row, end;
+  int first, columns;  // tokens: whatever `first` means to the Problem, and their number
 };
 
 // Works through items first, first + step, ... below `count` of a Problem, which has
-//   kMatrices;  RowItem item(i);  const uint16_t* input(item, column), null for none;  plane();
+//   kMatrices;  RowItem item(i);  const uint16_t* input(item, column);  in();  plane();
 //   store(item, column, row, sums of each matrix)
 template <Kind kind, int kParts, int kTiles, class Problem>
-__device__ inline void multiply_rows(const Problem& problem, std::int64_t first, std::int64_t step, std::int64_t count) {
+__device__ inline void multiply_rows(const Problem& problem, int first, int step, int count, int kept_rounds) {
   extern __shared__ float shared[];
   constexpr int kMatrices = Problem::kMatrices, kColumns = 8 * kTiles, kOutputs = (kTiles + 1) / 2;
   constexpr int kAhead = prefetched(kind, kParts, kTiles, kMatrices);
+  constexpr int kBlockSums = kMatrices * kColumns * kColumnStride;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp, warp = tid / kWarp;
   const int g = lane / 4, q = lane % 4;
   if (first >= count) return;
-  RowItem<kMatrices> item = problem.item(first);
-  const auto blocks = static_cast<int>(item.w[0].in / kDepth);
+  const std::int64_t in = problem.in();
+  const auto blocks = static_cast<int>(in / kDepth);
   const int rounds = (blocks + kRowWarps - 1) / kRowWarps;
-  const std::int64_t steps = (count - first + step - 1) / step * rounds;
+  const int steps = (count - first + step - 1) / step * rounds;
 
+  // The item whose weights are being read, `kAhead` steps before they are summed, and the one behind it, whose
+  // description is on its way.
+  RowItem<kMatrices> item = problem.item(first), reading = item, reading_next = item;
+  int read_work = first, read_round = 0;
+  if (first + step < count) reading_next = problem.item(first + step);
   RawBlock<kind> raw[kAhead][kMatrices];
-  // The item that is being read, `kAhead` steps before it is summed.
-  RowItem<kMatrices> reading = item;
-  std::int64_t read_work = first;
-  int read_round = 0;
   const auto read = [&](RawBlock<kind>(&to)[kMatrices]) {
     if (read_work >= count) return;
     const int block = read_round * kRowWarps + warp;
     if (block < blocks) {
 #pragma unroll
       for (int m = 0; m < kMatrices; ++m) {
-        to[m].load(reading.w[m], min(reading.row + g, reading.end - 1), min(reading.row + g + 8, reading.end - 1), block,
-                   q);
+        to[m].load(reading.w[m], in, min(reading.row + g, reading.end - 1), min(reading.row + g + 8, reading.end - 1),
+                   block, q);
       }
     }
     if (++read_round == rounds) {
       read_round = 0;
       read_work += step;
-      if (read_work < count) reading = problem.item(read_work);
+      reading = reading_next;
+      if (read_work + step < count) reading_next = problem.item(read_work + step);
     }
   };
 #pragma unroll
@@ -102,20 +116,17 @@ __device__ inline void multiply_rows(const Problem& problem, std::int64_t first,
 
   const std::uint16_t* x[kTiles];
   float out[kMatrices][kOutputs] = {};
-  std::int64_t work = first;
-  int round = 0, buffer = 0;
-  for (std::int64_t base = 0; base < steps; base += kAhead) {
+  int work = first, round = 0, kept = 0, buffer = 0, turn = 0;
+  for (int base = 0; base < steps; base += kAhead) {
 #pragma unroll
     for (int ahead = 0; ahead < kAhead; ++ahead) {
       if (base + ahead >= steps) break;
       if (round == 0) {
 #pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          x[n] = problem.input(item, 8 * n + g);
-          if (x[n] != nullptr) x[n] += input_first<kind>(q);
-        }
+        for (int n = 0; n < kTiles; ++n)
+          x[n] = 8 * n + g < item.columns ? problem.input(item, 8 * n + g) + input_first<kind>(q) : nullptr;
       }
-      float* sums_of = shared + buffer * kRowWarps * kMatrices * kColumns * kColumnStride;
+      float* sums_of = shared + buffer * kept_rounds * kRowWarps * kBlockSums;
       const int block = round * kRowWarps + warp;
       if (block < blocks) {
         const std::uint16_t* at[kTiles];
@@ -128,43 +139,56 @@ __device__ inline void multiply_rows(const Problem& problem, std::int64_t first,
           const float factor_a = raw[ahead][m].factor(0), factor_b = raw[ahead][m].factor(1);
 #pragma unroll
           for (int n = 0; n < kTiles; ++n) {
-            float* to = sums_of + ((warp * kMatrices + m) * kColumns + 8 * n + 2 * q) * kColumnStride + g;
-            to[0] = sums[n][0] * factor_a;
-            to[kColumnStride] = sums[n][1] * factor_a;
-            to[8] = sums[n][2] * factor_b;
-            to[kColumnStride + 8] = sums[n][3] * factor_b;
+            float* to = sums_of + (kept * kRowWarps + warp) * kBlockSums +
+                        (m * kColumns + 8 * n + 2 * q) * kColumnStride + g;
+            if (8 * n + 2 * q < item.columns) {
+              to[0] = sums[n][0] * factor_a;
+              to[8] = sums[n][2] * factor_b;
+            }
+            if (8 * n + 2 * q + 1 < item.columns) {
+              to[kColumnStride] = sums[n][1] * factor_a;
+              to[kColumnStride + 8] = sums[n][3] * factor_b;
+            }
           }
         }
       }
       read(raw[ahead]);
-      __syncthreads();
-      // Output o of the item is row o % 16 of column o / 16, and thread o % 256's.
-      const int computed = min(kRowWarps, blocks - round * kRowWarps);
-#pragma unroll
-      for (int m = 0; m < kMatrices; ++m) {
+      const bool done = round + 1 == rounds;
+      if (++kept == kept_rounds || done) {
+        __syncthreads();
+        // Output o of the item is row o % 16 of column o / 16. Warps take turns at having the first ones.
+        const int computed = min(kept * kRowWarps, blocks - (round + 1 - kept) * kRowWarps);
+        const int own = (tid + turn * kWarp) % kRowThreads;
 #pragma unroll
         for (int o = 0; o < kOutputs; ++o) {
-          const int at = tid + o * kRowThreads;
-          if (at < kColumns * 16) {
-            const float* from = sums_of + (m * kColumns + at / 16) * kColumnStride + at % 16;
-            for (int b = 0; b < computed; ++b) out[m][o] += from[b * kMatrices * kColumns * kColumnStride];
+          const int at = own + o * kRowThreads;
+          if (at < item.columns * 16) {
+            const float* from = sums_of + at / 16 * kColumnStride + at % 16;
+#pragma unroll
+            for (int m = 0; m < kMatrices; ++m) {
+              float sum = out[m][o];
+#pragma unroll 8
+              for (int b = 0; b < computed; ++b) sum += from[b * kBlockSums + m * kColumns * kColumnStride];
+              out[m][o] = sum;
+            }
+            if (done) {
+              float sums[kMatrices];
+#pragma unroll
+              for (int m = 0; m < kMatrices; ++m) {
+                sums[m] = out[m][o];
+                out[m][o] = 0;
+              }
+              if (item.row + at % 16 < item.end) problem.store(item, at / 16, item.row + at % 16, sums);
+            }
           }
         }
+        kept = 0;
+        buffer ^= 1;
       }
-      buffer ^= 1;
-      if (++round == rounds) {
-#pragma unroll
-        for (int o = 0; o < kOutputs; ++o) {
-          const int at = tid + o * kRowThreads;
-          float sums[kMatrices];
-#pragma unroll
-          for (int m = 0; m < kMatrices; ++m) {
-            sums[m] = out[m][o];
-            out[m][o] = 0;
-          }
-          if (at < kColumns * 16 && item.row + at % 16 < item.end) problem.store(item, at / 16, item.row + at % 16, sums);
-        }
+      ++round;
+      if (done) {
         round = 0;
+        turn = (turn + 1) % kRowWarps;
         work += step;
         if (work < count) item = problem.item(work);
       }

@@ -67,17 +67,17 @@ __device__ inline void multiply_128(float (&d)[64], const std::uint32_t (&a)[4],
 
 // What a Problem says of a tile: for each of two warpgroups 64 rows of a matrix, and where their rows end.
 struct TileItem {
-  DeviceLinear w[2];
-  std::int64_t row[2];
-  std::int64_t end;
-  std::int64_t tokens;  // whatever the Problem needs to find its columns
+  WeightPointers w[2];
+  int row[2];
+  int end;
+  int first, columns;  // tokens: whatever `first` means to the Problem, and their number
 };
 
 // One tile of a Problem, which has
-//   TileItem item(i);  const uint16_t* input(item, column), null for none;  plane();
+//   TileItem item(i);  const uint16_t* input(item, column);  any(), of it;  in();  plane();
 //   store(item, sums, shared): sums[4n + i] as in multiply_128, shared memory for 64 x 128 floats
 template <Kind kind, int kParts, class Problem>
-__device__ inline void multiply_tile(const Problem& problem, std::int64_t work) {
+__device__ inline void multiply_tile(const Problem& problem, int work) {
   extern __shared__ std::uint8_t unaligned[];
   __shared__ const std::uint16_t* column_of[kTileTokens];
   constexpr int kStages = tile_stages(kParts);
@@ -86,11 +86,12 @@ __device__ inline void multiply_tile(const Problem& problem, std::int64_t work) 
   const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp, g = lane / 4, q = lane % 4;
   const int group = tid / 128, warp = tid % 128 / kWarp;
   const TileItem item = problem.item(work);
-  const DeviceLinear w = group == 0 ? item.w[0] : item.w[1];
-  const std::int64_t row = (group == 0 ? item.row[0] : item.row[1]) + warp * 16 + g;
-  const std::int64_t row_a = min(row, item.end - 1), row_b = min(row + 8, item.end - 1);
-  const auto blocks = static_cast<int>(w.in / kDepth);
-  if (tid < kTileTokens) column_of[tid] = problem.input(item, tid);
+  const WeightPointers w = group == 0 ? item.w[0] : item.w[1];
+  const std::int64_t in = problem.in();
+  const int row = (group == 0 ? item.row[0] : item.row[1]) + warp * 16 + g;
+  const int row_a = min(row, item.end - 1), row_b = min(row + 8, item.end - 1);
+  const auto blocks = static_cast<int>(in / kDepth);
+  if (tid < kTileTokens) column_of[tid] = tid < item.columns ? problem.input(item, tid) : nullptr;
   __syncthreads();
 
   // Sixteen threads copy a column's 256 bytes of a block; thread t has columns t / 16, t / 16 + 16, ...
@@ -120,11 +121,11 @@ __device__ inline void multiply_tile(const Problem& problem, std::int64_t work) 
   RawBlock<kind> raw;
   std::uint32_t a[2][8][4];
   float factor_a[2], factor_b[2];
-  raw.load(w, row_a, row_b, 0, q);
+  raw.load(w, in, row_a, row_b, 0, q);
   raw.fragments(a[0]);
   factor_a[0] = raw.factor(0);
   factor_b[0] = raw.factor(1);
-  if (blocks > 1) raw.load(w, row_a, row_b, 1, q);
+  if (blocks > 1) raw.load(w, in, row_a, row_b, 1, q);
   for (int first = 0; first < blocks; first += 2) {
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
@@ -155,7 +156,7 @@ __device__ inline void multiply_tile(const Problem& problem, std::int64_t work) 
         raw.fragments(a[1 - odd]);
         factor_a[1 - odd] = raw.factor(0);
         factor_b[1 - odd] = raw.factor(1);
-        if (block + 2 < blocks) raw.load(w, row_a, row_b, block + 2, q);
+        if (block + 2 < blocks) raw.load(w, in, row_a, row_b, block + 2, q);
       }
       wait_products();
 #pragma unroll

@@ -13,7 +13,9 @@ enum Slot : std::size_t {
   kExpertSlots,  // which expert gets which token
   kExpertHidden,
   kExpertOutput,
+  kAttentionQueries,
   kAttentionScores,
+  kAttentionExponentials,
   kAttentionSums,
   kAttentionPartials,
   kIndexScores,
