@@ -171,7 +171,9 @@ __global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) few_output_ke
 }
 
 // w1 and w3 of many tokens: a warpgroup each, which meet in shared memory.
+template <int kTileTokens>
 struct ManyHidden {
+  static constexpr int kTokens = kTileTokens;
   const ExpertArgs& p;
   int row_tiles;
 
@@ -186,13 +188,13 @@ struct ManyHidden {
   __device__ const void* any() const { return p.in.x; }
   __device__ std::int64_t in() const { return p.dim; }
   __device__ std::int64_t plane() const { return p.in.plane; }
-  __device__ void store(const TileItem& item, const float (&sums)[64], float* shared) const {
+  __device__ void store(const TileItem& item, const float (&sums)[kTokens / 2], float* shared) const {
     constexpr int kStride = kTileRows64 + 4;
     const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp, row_here = tid % 128 / kWarp * 16 + lane / 4;
     const auto at = [&](int n, int i) { return (8 * n + lane % 4 * 2 + i % 2) * kStride + row_here + i / 2 * 8; };
     if (tid >= 128) {
 #pragma unroll
-      for (int n = 0; n < 16; ++n) {
+      for (int n = 0; n < kTokens / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) shared[at(n, i)] = sums[4 * n + i];
       }
@@ -200,7 +202,7 @@ struct ManyHidden {
     __syncthreads();
     if (tid >= 128) return;
 #pragma unroll
-    for (int n = 0; n < 16; ++n) {
+    for (int n = 0; n < kTokens / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = 8 * n + lane % 4 * 2 + i % 2, row = item.row[0] + row_here + i / 2 * 8;
@@ -213,7 +215,9 @@ struct ManyHidden {
 };
 
 // w2 of many tokens.
+template <int kTileTokens>
 struct ManyOutput {
+  static constexpr int kTokens = kTileTokens;
   const ExpertArgs& p;
   int row_tiles;
 
@@ -229,11 +233,11 @@ struct ManyOutput {
   __device__ const void* any() const { return p.in.x; }
   __device__ std::int64_t in() const { return p.inter; }
   __device__ std::int64_t plane() const { return p.in.plane; }
-  __device__ void store(const TileItem& item, const float (&sums)[64], float*) const {
+  __device__ void store(const TileItem& item, const float (&sums)[kTokens / 2], float*) const {
     const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
     const int row = item.row[0] + tid / kWarp * 16 + lane / 4;
 #pragma unroll
-    for (int n = 0; n < 16; ++n) {
+    for (int n = 0; n < kTokens / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = 8 * n + lane % 4 * 2 + i % 2, r = row + i / 2 * 8;
@@ -243,16 +247,16 @@ struct ManyOutput {
   }
 };
 
-template <Kind kind, int kParts>
+template <Kind kind, int kParts, int kTokens>
 __global__ void __launch_bounds__(kTileThreads, 1) many_hidden_kernel(ExpertArgs p) {
   const int row_tiles = (static_cast<int>(p.inter) + kTileRows64 - 1) / kTileRows64, work = static_cast<int>(blockIdx.x);
-  if (work < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyHidden{p, row_tiles}, work);
+  if (work < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyHidden<kTokens>{p, row_tiles}, work);
 }
-template <Kind kind, int kParts>
+template <Kind kind, int kParts, int kTokens>
 __global__ void __launch_bounds__(kTileThreads, 1) many_output_kernel(ExpertArgs p) {
   const int row_tiles = (static_cast<int>(p.dim) + 2 * kTileRows64 - 1) / (2 * kTileRows64);
   const int work = static_cast<int>(blockIdx.x);
-  if (work < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyOutput{p, row_tiles}, work);
+  if (work < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyOutput<kTokens>{p, row_tiles}, work);
 }
 
 // The same for weights that the matrix units do not take: a warp per row and pair, slots as pairs come.
@@ -329,16 +333,18 @@ __global__ void combine_kernel(CombineArgs p) {
 // How the (token, expert) pairs of a launch go through the device.
 struct Plan {
   bool in_tiles = false;
-  int tiles = 1;           // of eight tokens, if not
+  int tokens = 64;         // of a tile
+  int tiles = 1;           // of eight tokens, if not in tiles
   std::int64_t most_jobs;  // that there can be
 
-  std::int64_t tile() const { return in_tiles ? kTileTokens : 8 * tiles; }
+  std::int64_t tile() const { return in_tiles ? tokens : 8 * tiles; }
 };
 // For `experts` experts that share `pairs` pairs. None of this changes a bit of the result.
 Plan plan(std::int64_t pairs, std::int64_t experts) {
   Plan out;
   const std::int64_t mean = pairs / experts;
-  out.in_tiles = mean >= 32;
+  out.in_tiles = mean >= 24;
+  out.tokens = mean <= 64 ? 64 : 128;
   out.tiles = mean <= 6 ? 1 : mean <= 12 ? 2 : 4;
   out.most_jobs = std::min(pairs, std::min(experts, pairs) + pairs / out.tile());
   return out;
@@ -361,8 +367,8 @@ void launch_hidden(Recorder& r, ExpertArgs args, const Plan& plan, Linear::Forma
   for_kind(format, rounded, [&]<Kind kind, int parts>() {
     if (plan.in_tiles) {
       const std::int64_t tiles = plan.most_jobs * ((args.inter + kTileRows64 - 1) / kTileRows64);
-      r.launch(many_hidden_kernel<kind, parts>, dim3(static_cast<unsigned>(tiles)), kTileThreads,
-               tile_shared_bytes(parts), args, reads, writes);
+      r.launch(plan.tokens == 64 ? many_hidden_kernel<kind, parts, 64> : many_hidden_kernel<kind, parts, 128>,
+               dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(parts, plan.tokens), args, reads, writes);
       return;
     }
     const RowShared shared = row_shared(args.dim, plan.tiles, 2);
@@ -383,8 +389,8 @@ void launch_output(Recorder& r, ExpertArgs args, const Plan& plan, Linear::Forma
   for_kind(format, rounded, [&]<Kind kind, int parts>() {
     if (plan.in_tiles) {
       const std::int64_t tiles = plan.most_jobs * ((args.dim + 2 * kTileRows64 - 1) / (2 * kTileRows64));
-      r.launch(many_output_kernel<kind, parts>, dim3(static_cast<unsigned>(tiles)), kTileThreads,
-               tile_shared_bytes(parts), args, reads, writes);
+      r.launch(plan.tokens == 64 ? many_output_kernel<kind, parts, 64> : many_output_kernel<kind, parts, 128>,
+               dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(parts, plan.tokens), args, reads, writes);
       return;
     }
     const RowShared shared = row_shared(args.inter, plan.tiles, 1);

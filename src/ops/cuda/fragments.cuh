@@ -32,6 +32,11 @@ __device__ inline uint4 load_stream(const void* p) {
                : "l"(p));
   return v;
 }
+__device__ inline std::uint32_t load_byte(const std::uint8_t* p) {
+  std::uint32_t v;
+  asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
 __device__ inline std::uint32_t multiply_bf16(std::uint32_t a, std::uint32_t b) {
   std::uint32_t d;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
@@ -71,31 +76,46 @@ struct WeightPointers {
   const std::uint8_t* scale;
 };
 
-// What a thread (g = lane / 4, q = lane % 4) reads of a block of its two rows g and g + 8.
+// Where a thread (g = lane / 4, q = lane % 4) finds what it reads of its two rows g and g + 8.
 template <Kind kind>
-struct RawBlock {
-  static constexpr int kLoads = kind == Kind::fp8 ? 2 : kind == Kind::fp4 ? 1 : 4;  // per row
-  uint4 codes[2][kLoads];
-  std::uint32_t scale[2];  // the E8M0 byte
+struct RowPointers {
+  const std::uint8_t* weight[2];
+  const std::uint8_t* scale[2];
 
-  __device__ void load(const WeightPointers& w, std::int64_t in, int row_a, int row_b, int block, int q) {
+  RowPointers() = default;
+  __device__ RowPointers(const WeightPointers& w, std::int64_t in, int row_a, int row_b, int q) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::int64_t row = half == 0 ? row_a : row_b;
       if constexpr (kind == Kind::fp8) {
-        const std::uint8_t* from = w.weight + row * in + block * kDepth + q * 16;
-#pragma unroll
-        for (int c = 0; c < 2; ++c) codes[half][c] = load_stream(from + c * 64);
-        scale[half] = w.scale[row / 128 * (in / 128) + block];
+        weight[half] = w.weight + row * in + q * 16;
+        scale[half] = w.scale + row / 128 * (in / 128);
       } else if constexpr (kind == Kind::fp4) {
-        codes[half][0] = load_stream(w.weight + row * (in / 2) + block * (kDepth / 2) + q * 16);
-        scale[half] = w.scale[row * (in / 32) + block * 4 + q];
+        weight[half] = w.weight + row * (in / 2) + q * 16;
+        scale[half] = w.scale + row * (in / 32) + q;
       } else {
-        const std::uint8_t* from = w.weight + (row * in + block * kDepth + q * 8) * 2;
-#pragma unroll
-        for (int c = 0; c < 4; ++c) codes[half][c] = load_stream(from + c * 64);
-        scale[half] = 127;
+        weight[half] = w.weight + row * in * 2 + q * 16;
+        scale[half] = nullptr;
       }
+    }
+  }
+};
+
+// What it reads of a block.
+template <Kind kind>
+struct RawBlock {
+  static constexpr int kLoads = kind == Kind::fp8 ? 2 : kind == Kind::fp4 ? 1 : 4;  // per row
+  static constexpr int kBytes = kind == Kind::fp8 ? kDepth : kind == Kind::fp4 ? kDepth / 2 : 2 * kDepth;
+  static constexpr int kScales = kind == Kind::fp8 ? 1 : 4;
+  uint4 codes[2][kLoads];
+  std::uint32_t scale[2];  // the E8M0 byte
+
+  __device__ void load(const RowPointers<kind>& rows, int block) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int c = 0; c < kLoads; ++c) codes[half][c] = load_stream(rows.weight[half] + block * kBytes + c * 64);
+      if constexpr (kind != Kind::bf16) scale[half] = load_byte(rows.scale[half] + block * kScales);
     }
   }
   // By which the sums of the block are multiplied.
@@ -104,23 +124,21 @@ struct RawBlock {
   }
   // The operands of the block's eight matrix instructions.
   __device__ void fragments(std::uint32_t (&a)[8][4]) const {
+    // A larger scale is multiplied in by itself.
+    bool folds = true;
+    if constexpr (kind == Kind::fp4) folds = !__any_sync(kAll, max(scale[0], scale[1]) > kMostFolded);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if constexpr (kind == Kind::fp8) {
 #pragma unroll
         for (int s = 0; s < 8; ++s) from_e4m3(word(codes[half][s / 4], s % 4), a[s][half], a[s][2 + half]);
       } else if constexpr (kind == Kind::fp4) {
-        const bool folds = scale[half] <= kMostFolded;
         const std::uint32_t bits = (scale[half] + 126) << 7;
         const std::uint32_t factor = folds ? bits | bits << 16 : kE2m1Bias;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           std::uint32_t pairs[4];
           from_e2m1(word(codes[half][0], i), factor, pairs);
-          if (!folds) {
-#pragma unroll
-            for (int pair = 0; pair < 4; ++pair) pairs[pair] = multiply_bf16(pairs[pair], bf16_scale(scale[half]));
-          }
           a[2 * i][half] = pairs[0];
           a[2 * i][2 + half] = pairs[1];
           a[2 * i + 1][half] = pairs[2];
@@ -132,6 +150,14 @@ struct RawBlock {
           a[s][half] = word(codes[half][s / 2], s % 2 * 2);
           a[s][2 + half] = word(codes[half][s / 2], s % 2 * 2 + 1);
         }
+      }
+    }
+    if constexpr (kind == Kind::fp4) {
+      if (folds) return;
+#pragma unroll
+      for (int s = 0; s < 8; ++s) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[s][i] = multiply_bf16(a[s][i], bf16_scale(scale[i % 2]));
       }
     }
   }

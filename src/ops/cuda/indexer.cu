@@ -78,10 +78,12 @@ __global__ void __launch_bounds__(kWarps* kWarp) scores_kernel(Scores p) {
   auto* dots = reinterpret_cast<float*>(queries + heads * stride);
   const std::int64_t t = blockIdx.y, visible = p.visible[t];
   if (std::int64_t{blockIdx.x} * kWarps * kRows >= visible) return;
-  for (int at = tid; at < heads * dim; at += static_cast<int>(blockDim.x)) {
-    const int k = at % dim, in_eight = k % 8;
-    const int place = k - in_eight + (in_eight < 4 ? 2 * in_eight : 2 * (in_eight - 4) + 1);
-    queries[at / dim * stride + place] = bf16_bits(p.q[t * heads * dim + at]);
+  const auto* q_eights = reinterpret_cast<const float4*>(p.q + t * heads * dim);
+#pragma unroll 4
+  for (int eight = tid; eight < heads * dim / 8; eight += static_cast<int>(blockDim.x)) {
+    const float4 a = q_eights[2 * eight], b = q_eights[2 * eight + 1];  // as pairs (i, i + 4)
+    *reinterpret_cast<uint4*>(queries + eight * 8 / dim * stride + eight * 8 % dim) = {
+        pack_bf16(a.x, b.x), pack_bf16(a.y, b.y), pack_bf16(a.z, b.z), pack_bf16(a.w, b.w)};
   }
   __syncthreads();
   const int lane = tid % kWarp, warp = tid / kWarp, g = lane / 4, q = lane % 4;

@@ -104,14 +104,16 @@ __global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) rows_kernel(L
                                       static_cast<int>(gridDim.x), count, p.kept_rounds);
 }
 
+template <int kTileTokens>
 struct ManyTokens {
+  static constexpr int kTokens = kTileTokens;
   const LinearArgs& p;
   int row_tiles;
 
   __device__ TileItem item(int i) const {
     const int tile = i % row_tiles, rest = i / row_tiles, group = rest % p.groups;
-    const int row = group * p.rows + tile * 2 * kTileRows64, first = rest / p.groups * kTileTokens;
-    return {{p.w, p.w}, {row, row + kTileRows64}, (group + 1) * p.rows, first, min(kTileTokens, p.n_tokens - first)};
+    const int row = group * p.rows + tile * 2 * kTileRows64, first = rest / p.groups * kTokens;
+    return {{p.w, p.w}, {row, row + kTileRows64}, (group + 1) * p.rows, first, min(kTokens, p.n_tokens - first)};
   }
   __device__ const std::uint16_t* input(const TileItem& item, int column) const {
     return p.in.x + (item.first + column) * p.in.stride + item.row[0] / p.rows * p.depth;
@@ -119,11 +121,11 @@ struct ManyTokens {
   __device__ const void* any() const { return p.in.x; }
   __device__ std::int64_t in() const { return p.depth; }
   __device__ std::int64_t plane() const { return p.in.plane; }
-  __device__ void store(const TileItem& item, const float (&sums)[64], float*) const {
+  __device__ void store(const TileItem& item, const float (&sums)[kTokens / 2], float*) const {
     const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp;
     const int row = item.row[0] + tid / kWarp * 16 + lane / 4;
 #pragma unroll
-    for (int n = 0; n < 16; ++n) {
+    for (int n = 0; n < kTokens / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = 8 * n + lane % 4 * 2 + i % 2, r = row + i / 2 * 8;
@@ -133,17 +135,23 @@ struct ManyTokens {
   }
 };
 
-template <Kind kind, int kParts>
+template <Kind kind, int kParts, int kTokens>
 __global__ void __launch_bounds__(kTileThreads, 1) tiles_kernel(LinearArgs p) {
-  multiply_tile<kind, kParts>(ManyTokens{p, (p.rows + 127) / 128}, static_cast<int>(blockIdx.x));
+  multiply_tile<kind, kParts>(ManyTokens<kTokens>{p, (p.rows + 127) / 128}, static_cast<int>(blockIdx.x));
+}
+
+// Of a tile.
+int tile_tokens(std::int64_t n_tokens) {
+  return n_tokens <= 64 ? 64 : 128;
 }
 
 template <Kind kind, int kParts>
 void launch_linear(Recorder& r, LinearArgs args, bool in_tiles, const Range& in, const Range& out) {
   if (in_tiles) {
-    const int tiles = (args.rows + 127) / 128 * args.groups * ((args.n_tokens + kTileTokens - 1) / kTileTokens);
-    r.launch(tiles_kernel<kind, kParts>, dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(kParts), args,
-             {in}, {out});
+    const int tokens = tile_tokens(args.n_tokens);
+    const int tiles = (args.rows + 127) / 128 * args.groups * ((args.n_tokens + tokens - 1) / tokens);
+    r.launch(tokens == 64 ? tiles_kernel<kind, kParts, 64> : tiles_kernel<kind, kParts, 128>,
+             dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(kParts, tokens), args, {in}, {out});
     return;
   }
   const auto launch = [&](auto kernel, int tiles) {
@@ -285,8 +293,8 @@ void linear(Recorder& r, const LinearParams& p) {
   if (multiplies(w)) {
     // Tiles where there are enough of them for the device. Both ways give the same bits.
     const std::int64_t tiles =
-        (rows_per_group + 127) / 128 * p.groups * ((p.n_tokens + kTileTokens - 1) / kTileTokens);
-    const bool in_tiles = p.n_tokens > 64 && tiles >= kMultiprocessors / 3;
+        (rows_per_group + 127) / 128 * p.groups * ((p.n_tokens + 127) / 128);
+    const bool in_tiles = p.n_tokens > 32 && tiles >= 24;
     const PackedInput packed = pack(r, p.x, p.n_tokens, wide, w.format, rounded, in_tiles);
     const LinearArgs args{{reinterpret_cast<const std::uint8_t*>(w.weight), w.scale},
                           packed,

@@ -88,9 +88,16 @@ __device__ inline void multiply_rows(const Problem& problem, int first, int step
   const int rounds = (blocks + kRowWarps - 1) / kRowWarps;
   const int steps = (count - first + step - 1) / step * rounds;
 
-  // The item whose weights are being read, `kAhead` steps before they are summed, and the one behind it, whose
-  // description is on its way.
-  RowItem<kMatrices> item = problem.item(first), reading = item, reading_next = item;
+  // Where weights are being read, `kAhead` steps before they are summed, and the item behind, whose description is
+  // on its way.
+  RowItem<kMatrices> item = problem.item(first), reading_next = item;
+  RowPointers<kind> reading[kMatrices];
+  const auto start_reading = [&](const RowItem<kMatrices>& next) {
+#pragma unroll
+    for (int m = 0; m < kMatrices; ++m)
+      reading[m] = RowPointers<kind>(next.w[m], in, min(next.row + g, next.end - 1), min(next.row + g + 8, next.end - 1), q);
+  };
+  start_reading(item);
   int read_work = first, read_round = 0;
   if (first + step < count) reading_next = problem.item(first + step);
   RawBlock<kind> raw[kAhead][kMatrices];
@@ -99,15 +106,12 @@ __device__ inline void multiply_rows(const Problem& problem, int first, int step
     const int block = read_round * kRowWarps + warp;
     if (block < blocks) {
 #pragma unroll
-      for (int m = 0; m < kMatrices; ++m) {
-        to[m].load(reading.w[m], in, min(reading.row + g, reading.end - 1), min(reading.row + g + 8, reading.end - 1),
-                   block, q);
-      }
+      for (int m = 0; m < kMatrices; ++m) to[m].load(reading[m], block);
     }
     if (++read_round == rounds) {
       read_round = 0;
       read_work += step;
-      reading = reading_next;
+      start_reading(reading_next);
       if (read_work + step < count) reading_next = problem.item(read_work + step);
     }
   };

@@ -1,4 +1,4 @@
-// 128 rows of matrices times 128 tokens by one block: the linear maps of many tokens, on the instructions of
+// 128 rows of matrices times 64 or 128 tokens by one block: the linear maps of many tokens, on the instructions of
 // warpgroups. Weights become BF16 in registers, the input comes through shared memory.
 //
 // The sums are those of mma_rows.cuh bit for bit: the same blocks, parts and steps in the same order, and an
@@ -9,16 +9,17 @@
 
 namespace hadal::cuda {
 
-constexpr int kTileTokens = 128;
 constexpr int kTileRows64 = 64;  // of a warpgroup
 constexpr int kTileThreads = 256;
-constexpr int kPartBytes = kTileTokens * kDepth * 2;  // of a block's input
 
-constexpr int tile_stages(int parts) {
-  return parts == 1 ? 4 : 2;
+constexpr int part_bytes(int tokens) {  // of a block's input
+  return tokens * kDepth * 2;
 }
-constexpr std::size_t tile_shared_bytes(int parts) {
-  return 1024 + static_cast<std::size_t>(tile_stages(parts) * parts) * kPartBytes;
+constexpr int tile_stages(int parts, int tokens) {
+  return parts == 1 ? 4 : tokens == 64 ? 4 : 2;
+}
+constexpr std::size_t tile_shared_bytes(int parts, int tokens) {
+  return 1024 + static_cast<std::size_t>(tile_stages(parts, tokens) * parts * part_bytes(tokens));
 }
 
 __device__ inline void fence_operands() {
@@ -46,9 +47,22 @@ __device__ inline std::uint64_t operand(std::uint32_t address) {
   return ((address & 0x3ffff) >> 4) | std::uint64_t{1} << 16 | std::uint64_t{64} << 32 | std::uint64_t{1} << 62;
 }
 
-// d[64][128] (+)= a[64][16] b[128][16]^T; d[4n + i] is entry i of mma()'s d for columns 8n .. 8n + 7.
+// d[64][64] (+)= a[64][16] b[64][16]^T; d[4n + i] is entry i of mma()'s d for columns 8n .. 8n + 7.
 template <int kAccumulate>
-__device__ inline void multiply_128(float (&d)[64], const std::uint32_t (&a)[4], std::uint64_t b) {
+__device__ inline void multiply_group(float (&d)[32], const std::uint32_t (&a)[4], std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
+      "%30,%31}, {%32,%33,%34,%35}, %36, %37, 1, 1, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+        "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+        "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+        "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAccumulate));
+}
+// The same for d[64][128], b[128][16].
+template <int kAccumulate>
+__device__ inline void multiply_group(float (&d)[64], const std::uint32_t (&a)[4], std::uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
@@ -75,12 +89,12 @@ struct TileItem {
 
 // One tile of a Problem, which has
 //   TileItem item(i);  const uint16_t* input(item, column);  any(), of it;  in();  plane();
-//   store(item, sums, shared): sums[4n + i] as in multiply_128, shared memory for 64 x 128 floats
+//   kTokens;  store(item, sums, shared): sums[4n + i] as in multiply_group, shared memory for 68 x kTokens floats
 template <Kind kind, int kParts, class Problem>
 __device__ inline void multiply_tile(const Problem& problem, int work) {
   extern __shared__ std::uint8_t unaligned[];
-  __shared__ const std::uint16_t* column_of[kTileTokens];
-  constexpr int kStages = tile_stages(kParts);
+  constexpr int kTokens = Problem::kTokens, kStages = tile_stages(kParts, kTokens), kPartBytes = part_bytes(kTokens);
+  __shared__ const std::uint16_t* column_of[kTokens];
   const std::uint32_t unaligned_at = static_cast<std::uint32_t>(__cvta_generic_to_shared(unaligned));
   const std::uint32_t stages = (unaligned_at + 1023) / 1024 * 1024;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp, g = lane / 4, q = lane % 4;
@@ -91,7 +105,7 @@ __device__ inline void multiply_tile(const Problem& problem, int work) {
   const int row = (group == 0 ? item.row[0] : item.row[1]) + warp * 16 + g;
   const int row_a = min(row, item.end - 1), row_b = min(row + 8, item.end - 1);
   const auto blocks = static_cast<int>(in / kDepth);
-  if (tid < kTileTokens) column_of[tid] = tid < item.columns ? problem.input(item, tid) : nullptr;
+  if (tid < kTokens) column_of[tid] = tid < item.columns ? problem.input(item, tid) : nullptr;
   __syncthreads();
 
   // Sixteen threads copy a column's 256 bytes of a block; thread t has columns t / 16, t / 16 + 16, ...
@@ -101,7 +115,7 @@ __device__ inline void multiply_tile(const Problem& problem, int work) {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
 #pragma unroll
-      for (int i = 0; i < kTileTokens / 16; ++i) {
+      for (int i = 0; i < kTokens / 16; ++i) {
         const int column = tid / 16 + 16 * i;
         const std::uint16_t* from = column_of[column];
         const std::uint32_t to = stage + static_cast<std::uint32_t>(part * kPartBytes + piece / 8 * (kPartBytes / 2) +
@@ -117,15 +131,16 @@ __device__ inline void multiply_tile(const Problem& problem, int work) {
     commit_copies();
   }
 
-  float total[64] = {};
+  float total[kTokens / 2] = {};
   RawBlock<kind> raw;
   std::uint32_t a[2][8][4];
   float factor_a[2], factor_b[2];
-  raw.load(w, in, row_a, row_b, 0, q);
+  const RowPointers<kind> rows(w, in, row_a, row_b, q);
+  raw.load(rows, 0);
   raw.fragments(a[0]);
   factor_a[0] = raw.factor(0);
   factor_b[0] = raw.factor(1);
-  if (blocks > 1) raw.load(w, in, row_a, row_b, 1, q);
+  if (blocks > 1) raw.load(rows, 1);
   for (int first = 0; first < blocks; first += 2) {
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
@@ -137,7 +152,7 @@ __device__ inline void multiply_tile(const Problem& problem, int work) {
       if (block + kStages - 1 < blocks) copy(block + kStages - 1);
       commit_copies();
 
-      float sums[64];
+      float sums[kTokens / 2];
       const std::uint32_t stage = stages + static_cast<std::uint32_t>(block % kStages * kParts) * kPartBytes;
       fence_operands();
 #pragma unroll
@@ -146,9 +161,9 @@ __device__ inline void multiply_tile(const Problem& problem, int work) {
         for (int s = 0; s < 8; ++s) {
           const std::uint32_t at = stage + static_cast<std::uint32_t>(part * kPartBytes + s / 4 * (kPartBytes / 2) + s % 4 * 32);
           if (part == kParts - 1 && s == 0)
-            multiply_128<0>(sums, a[odd][s], operand(at));
+            multiply_group<0>(sums, a[odd][s], operand(at));
           else
-            multiply_128<1>(sums, a[odd][s], operand(at));
+            multiply_group<1>(sums, a[odd][s], operand(at));
         }
       }
       commit_products();
@@ -156,11 +171,11 @@ __device__ inline void multiply_tile(const Problem& problem, int work) {
         raw.fragments(a[1 - odd]);
         factor_a[1 - odd] = raw.factor(0);
         factor_b[1 - odd] = raw.factor(1);
-        if (block + 2 < blocks) raw.load(w, in, row_a, row_b, block + 2, q);
+        if (block + 2 < blocks) raw.load(rows, block + 2);
       }
       wait_products();
 #pragma unroll
-      for (int n = 0; n < 16; ++n) {
+      for (int n = 0; n < kTokens / 8; ++n) {
         total[4 * n] = fmaf(sums[4 * n], factor_a[odd], total[4 * n]);
         total[4 * n + 1] = fmaf(sums[4 * n + 1], factor_a[odd], total[4 * n + 1]);
         total[4 * n + 2] = fmaf(sums[4 * n + 2], factor_b[odd], total[4 * n + 2]);
