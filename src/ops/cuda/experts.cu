@@ -131,6 +131,9 @@ struct FewHidden {
   }
   __device__ std::int64_t in() const { return p.dim; }
   __device__ std::int64_t plane() const { return p.in.plane; }
+  __device__ void warm() const {
+    if (p.r.n_tokens <= 2) touch(p.in.x, p.r.n_tokens * p.dim * 2);
+  }
   __device__ void store(const RowItem<2>& item, int column, int row, const float (&sums)[2]) const {
     const int slot = item.first + column;
     p.out[slot * p.inter + row] = swiglu(sums[0], sums[1], p.weight(slot), p.limit);
@@ -152,19 +155,20 @@ struct FewOutput {
   }
   __device__ std::int64_t in() const { return p.inter; }
   __device__ std::int64_t plane() const { return p.in.plane; }
+  __device__ void warm() const {}
   __device__ void store(const RowItem<1>& item, int column, int row, const float (&sums)[1]) const {
     p.out[(item.first + column) * p.dim + row] = sums[0];
   }
 };
 
 template <Kind kind, int kParts, int kTiles>
-__global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) few_hidden_kernel(ExpertArgs p) {
+__global__ void __launch_bounds__(kRowThreads, row_blocks(kParts, kTiles)) few_hidden_kernel(ExpertArgs p) {
   const int row_tiles = (static_cast<int>(p.inter) + 15) / 16;
   multiply_rows<kind, kParts, kTiles>(FewHidden{p, row_tiles}, static_cast<int>(blockIdx.x),
                                       static_cast<int>(gridDim.x), p.jobs() * row_tiles, p.kept_rounds);
 }
 template <Kind kind, int kParts, int kTiles>
-__global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) few_output_kernel(ExpertArgs p) {
+__global__ void __launch_bounds__(kRowThreads, row_blocks(kParts, kTiles)) few_output_kernel(ExpertArgs p) {
   const int row_tiles = (static_cast<int>(p.dim) + 15) / 16;
   multiply_rows<kind, kParts, kTiles>(FewOutput{p, row_tiles}, static_cast<int>(blockIdx.x),
                                       static_cast<int>(gridDim.x), p.jobs() * row_tiles, p.kept_rounds);
@@ -375,7 +379,7 @@ void launch_hidden(Recorder& r, ExpertArgs args, const Plan& plan, Linear::Forma
     args.kept_rounds = shared.rounds;
     const std::int64_t items = plan.most_jobs * ((args.inter + 15) / 16);
     const auto launch = [&](auto kernel) {
-      r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(plan.tiles)))),
+      r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(parts, plan.tiles)))),
                kRowThreads, shared.bytes, args, reads, writes);
     };
     plan.tiles == 1   ? launch(few_hidden_kernel<kind, parts, 1>)
@@ -397,7 +401,7 @@ void launch_output(Recorder& r, ExpertArgs args, const Plan& plan, Linear::Forma
     args.kept_rounds = shared.rounds;
     const std::int64_t items = plan.most_jobs * ((args.dim + 15) / 16);
     const auto launch = [&](auto kernel) {
-      r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(plan.tiles)))),
+      r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(parts, plan.tiles)))),
                kRowThreads, shared.bytes, args, reads, writes);
     };
     plan.tiles == 1   ? launch(few_output_kernel<kind, parts, 1>)

@@ -37,6 +37,13 @@ __device__ inline std::uint32_t load_byte(const std::uint8_t* p) {
   asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(p));
   return v;
 }
+// Brings bytes that will be read soon near this multiprocessor; all threads of the block.
+__device__ inline void touch(const void* from, std::int64_t bytes) {
+  const auto* at = static_cast<const std::uint8_t*>(from);
+  for (std::int64_t i = std::int64_t{threadIdx.x} * 128; i < bytes; i += std::int64_t{blockDim.x} * 128) {
+    asm volatile("{ .reg .u32 ignored; ld.global.u32 ignored, [%0]; }" ::"l"(at + i) : "memory");
+  }
+}
 __device__ inline std::uint32_t multiply_bf16(std::uint32_t a, std::uint32_t b) {
   std::uint32_t d;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
@@ -122,23 +129,26 @@ struct RawBlock {
   __device__ float factor(int half) const {
     return kind == Kind::fp8 ? e8m0(static_cast<std::uint8_t>(scale[half])) : 1.0F;
   }
-  // The operands of the block's eight matrix instructions.
-  __device__ void fragments(std::uint32_t (&a)[8][4]) const {
-    // A larger scale is multiplied in by itself.
-    bool folds = true;
-    if constexpr (kind == Kind::fp4) folds = !__any_sync(kAll, max(scale[0], scale[1]) > kMostFolded);
+  // Whether the scales of the warp's FP4 weights can be multiplied in together with the bias.
+  __device__ bool folds() const {
+    if constexpr (kind == Kind::fp4) return !__any_sync(kAll, max(scale[0], scale[1]) > kMostFolded);
+    return true;
+  }
+  // The operands of four of the block's eight matrix instructions, the first or the last.
+  template <int kFirst>
+  __device__ void fragments(bool folded, std::uint32_t (&a)[4][4]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if constexpr (kind == Kind::fp8) {
 #pragma unroll
-        for (int s = 0; s < 8; ++s) from_e4m3(word(codes[half][s / 4], s % 4), a[s][half], a[s][2 + half]);
+        for (int s = 0; s < 4; ++s) from_e4m3(word(codes[half][kFirst / 4], s), a[s][half], a[s][2 + half]);
       } else if constexpr (kind == Kind::fp4) {
         const std::uint32_t bits = (scale[half] + 126) << 7;
-        const std::uint32_t factor = folds ? bits | bits << 16 : kE2m1Bias;
+        const std::uint32_t factor = folded ? bits | bits << 16 : kE2m1Bias;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 2; ++i) {
           std::uint32_t pairs[4];
-          from_e2m1(word(codes[half][0], i), factor, pairs);
+          from_e2m1(word(codes[half][0], kFirst / 2 + i), factor, pairs);
           a[2 * i][half] = pairs[0];
           a[2 * i][2 + half] = pairs[1];
           a[2 * i + 1][half] = pairs[2];
@@ -146,16 +156,16 @@ struct RawBlock {
         }
       } else {
 #pragma unroll
-        for (int s = 0; s < 8; ++s) {
-          a[s][half] = word(codes[half][s / 2], s % 2 * 2);
-          a[s][2 + half] = word(codes[half][s / 2], s % 2 * 2 + 1);
+        for (int s = 0; s < 4; ++s) {
+          a[s][half] = word(codes[half][(kFirst + s) / 2], s % 2 * 2);
+          a[s][2 + half] = word(codes[half][(kFirst + s) / 2], s % 2 * 2 + 1);
         }
       }
     }
     if constexpr (kind == Kind::fp4) {
-      if (folds) return;
+      if (folded) return;
 #pragma unroll
-      for (int s = 0; s < 8; ++s) {
+      for (int s = 0; s < 4; ++s) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) a[s][i] = multiply_bf16(a[s][i], bf16_scale(scale[i % 2]));
       }

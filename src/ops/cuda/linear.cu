@@ -82,22 +82,27 @@ struct FewTokens {
   int row_tiles;  // of a group
 
   __device__ RowItem<1> item(int i) const {
+    if (i < row_tiles) return {{p.w}, i * 16, p.rows, 0, min(8 * kTiles, p.n_tokens)};
     const int tile = i % row_tiles, rest = i / row_tiles, group = rest % p.groups;
     const int first = rest / p.groups * 8 * kTiles;
     return {{p.w}, group * p.rows + tile * 16, (group + 1) * p.rows, first, min(8 * kTiles, p.n_tokens - first)};
   }
   __device__ const std::uint16_t* input(const RowItem<1>& item, int column) const {
-    return p.in.x + (item.first + column) * p.in.stride + item.row / p.rows * p.depth;
+    const std::uint16_t* x = p.in.x + (item.first + column) * p.in.stride;
+    return p.groups == 1 ? x : x + item.row / p.rows * p.depth;
   }
   __device__ std::int64_t in() const { return p.depth; }
   __device__ std::int64_t plane() const { return p.in.plane; }
+  __device__ void warm() const {
+    if (p.groups == 1 && p.n_tokens <= 2) touch(p.in.x, p.n_tokens * p.depth * 2);
+  }
   __device__ void store(const RowItem<1>& item, int column, int row, const float (&sums)[1]) const {
     p.y[(item.first + column) * p.out + row] = sums[0];
   }
 };
 
 template <Kind kind, int kParts, int kTiles>
-__global__ void __launch_bounds__(kRowThreads, row_blocks(kTiles)) rows_kernel(LinearArgs p) {
+__global__ void __launch_bounds__(kRowThreads, row_blocks(kParts, kTiles)) rows_kernel(LinearArgs p) {
   const int row_tiles = (p.rows + 15) / 16;
   const int count = row_tiles * p.groups * ((p.n_tokens + 8 * kTiles - 1) / (8 * kTiles));
   multiply_rows<kind, kParts, kTiles>(FewTokens<kTiles>{p, row_tiles}, static_cast<int>(blockIdx.x),
@@ -159,7 +164,7 @@ void launch_linear(Recorder& r, LinearArgs args, bool in_tiles, const Range& in,
     args.kept_rounds = shared.rounds;
     const std::int64_t items =
         std::int64_t{(args.rows + 15) / 16} * args.groups * ((args.n_tokens + 8 * tiles - 1) / (8 * tiles));
-    const std::int64_t blocks = std::min<std::int64_t>(items, kMultiprocessors * row_blocks(tiles));
+    const std::int64_t blocks = std::min<std::int64_t>(items, kMultiprocessors * row_blocks(kParts, tiles));
     r.launch(kernel, dim3(static_cast<unsigned>(blocks)), kRowThreads, shared.bytes, args, {in}, {out});
   };
   if (args.n_tokens <= 8) return launch(rows_kernel<kind, kParts, 1>, 1);

@@ -14,15 +14,13 @@ constexpr int kRowWarps = 8;  // that share the blocks of a row
 constexpr int kRowThreads = kRowWarps * kWarp;
 constexpr int kColumnStride = 20;  // floats between the columns of 16 sums: no two banks meet
 
-// Steps of eight blocks whose weights are on their way while another is summed: as many as registers hold.
-constexpr int prefetched(Kind kind, int parts, int tiles, int matrices) {
-  if (tiles > 2 || ((tiles == 2 || matrices == 2) && kind != Kind::fp4)) return 1;
-  if (tiles == 2 || matrices == 2 || parts == 3) return 2;
-  return 3;
+// Steps of eight blocks whose weights are on their way while another is summed, and blocks that a multiprocessor
+// should hold: as many as registers allow.
+constexpr int prefetched(int parts, int tiles) {
+  return tiles == 1 && parts > 1 ? 2 : 1;
 }
-// Blocks that a multiprocessor should hold of such a kernel.
-constexpr int row_blocks(int tiles) {
-  return tiles > 2 ? 1 : 2;
+constexpr int row_blocks(int parts, int tiles) {
+  return tiles > 2 ? 1 : tiles == 1 && parts == 1 ? 3 : 2;
 }
 
 // Block sums lie in shared memory until a thread adds them up: those of as many rounds (eight blocks, one of each
@@ -34,7 +32,7 @@ struct RowShared {
 inline RowShared row_shared(std::int64_t in, int tiles, int matrices) {
   const std::int64_t round = std::int64_t{kRowWarps} * matrices * 8 * tiles * kColumnStride * 4;
   const std::int64_t rounds = (in / kDepth + kRowWarps - 1) / kRowWarps;
-  const std::int64_t room = (std::int64_t{104} << 10) / 2;
+  const std::int64_t room = std::int64_t{36} << 10;
   const std::int64_t kept = room / round < 1 ? 1 : room / round < rounds ? room / round : rounds;
   return {static_cast<int>(kept), static_cast<std::size_t>(2 * kept * round)};
 }
@@ -44,21 +42,33 @@ inline RowShared row_shared(std::int64_t in, int tiles, int matrices) {
 template <Kind kind, int kParts, int kTiles>
 __device__ inline void multiply_block(const RawBlock<kind>& raw, const std::uint16_t* const (&x)[kTiles],
                                       std::int64_t plane, float (&sums)[kTiles][4]) {
-  std::uint32_t a[8][4];
-  raw.fragments(a);
+  std::uint32_t a[2][4][4];
+  const bool folded = raw.folds();
+  raw.template fragments<0>(folded, a[0]);
+  if constexpr (kParts > 1) raw.template fragments<4>(folded, a[1]);
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
+  for (int part = kParts - 1; part >= 0; --part) {
 #pragma unroll
-    for (int part = kParts - 1; part >= 0; --part) {
-      uint4 b[4];
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        b[v] = x[n] == nullptr ? uint4{0, 0, 0, 0}
-                               : *reinterpret_cast<const uint4*>(x[n] + part * plane + input_place<kind>(v));
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (kParts == 1) {
+        if (half == 1) raw.template fragments<4>(folded, a[0]);
       }
+      const auto& own = a[kParts == 1 ? 0 : half];
 #pragma unroll
-      for (int s = 0; s < 8; ++s)
-        mma(sums[n], a[s][0], a[s][1], a[s][2], a[s][3], word(b[s / 2], s % 2 * 2), word(b[s / 2], s % 2 * 2 + 1));
+      for (int n = 0; n < kTiles; ++n) {
+        uint4 b[2];
+#pragma unroll
+        for (int v = 0; v < 2; ++v) {
+          b[v] = x[n] == nullptr
+                     ? uint4{0, 0, 0, 0}
+                     : *reinterpret_cast<const uint4*>(x[n] + part * plane + input_place<kind>(2 * half + v));
+        }
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+          mma(sums[n], own[s][0], own[s][1], own[s][2], own[s][3], word(b[s / 2], s % 2 * 2),
+              word(b[s / 2], s % 2 * 2 + 1));
+        }
+      }
     }
   }
 }
@@ -73,12 +83,12 @@ struct RowItem {
 
 // Works through items first, first + step, ... below `count` of a Problem, which has
 //   kMatrices;  RowItem item(i);  const uint16_t* input(item, column);  in();  plane();
-//   store(item, column, row, sums of each matrix)
+//   store(item, column, row, sums of each matrix);  warm(), which touches inputs that all items share
 template <Kind kind, int kParts, int kTiles, class Problem>
 __device__ inline void multiply_rows(const Problem& problem, int first, int step, int count, int kept_rounds) {
   extern __shared__ float shared[];
   constexpr int kMatrices = Problem::kMatrices, kColumns = 8 * kTiles, kOutputs = (kTiles + 1) / 2;
-  constexpr int kAhead = prefetched(kind, kParts, kTiles, kMatrices);
+  constexpr int kAhead = prefetched(kParts, kTiles);
   constexpr int kBlockSums = kMatrices * kColumns * kColumnStride;
   const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp, warp = tid / kWarp;
   const int g = lane / 4, q = lane % 4;
@@ -90,6 +100,7 @@ __device__ inline void multiply_rows(const Problem& problem, int first, int step
 
   // Where weights are being read, `kAhead` steps before they are summed, and the item behind, whose description is
   // on its way.
+  problem.warm();
   RowItem<kMatrices> item = problem.item(first), reading_next = item;
   RowPointers<kind> reading[kMatrices];
   const auto start_reading = [&](const RowItem<kMatrices>& next) {

@@ -133,11 +133,16 @@ __device__ inline void multiply_tile(const Problem& problem, int work) {
 
   float total[kTokens / 2] = {};
   RawBlock<kind> raw;
-  std::uint32_t a[2][8][4];
+  std::uint32_t a[2][2][4][4];
   float factor_a[2], factor_b[2];
   const RowPointers<kind> rows(w, in, row_a, row_b, q);
   raw.load(rows, 0);
-  raw.fragments(a[0]);
+  const auto make_fragments = [&](std::uint32_t(&to)[2][4][4]) {
+    const bool folded = raw.folds();
+    raw.template fragments<0>(folded, to[0]);
+    raw.template fragments<4>(folded, to[1]);
+  };
+  make_fragments(a[0]);
   factor_a[0] = raw.factor(0);
   factor_b[0] = raw.factor(1);
   if (blocks > 1) raw.load(rows, 1);
@@ -161,14 +166,14 @@ __device__ inline void multiply_tile(const Problem& problem, int work) {
         for (int s = 0; s < 8; ++s) {
           const std::uint32_t at = stage + static_cast<std::uint32_t>(part * kPartBytes + s / 4 * (kPartBytes / 2) + s % 4 * 32);
           if (part == kParts - 1 && s == 0)
-            multiply_group<0>(sums, a[odd][s], operand(at));
+            multiply_group<0>(sums, a[odd][s / 4][s % 4], operand(at));
           else
-            multiply_group<1>(sums, a[odd][s], operand(at));
+            multiply_group<1>(sums, a[odd][s / 4][s % 4], operand(at));
         }
       }
       commit_products();
       if (block + 1 < blocks) {
-        raw.fragments(a[1 - odd]);
+        make_fragments(a[1 - odd]);
         factor_a[1 - odd] = raw.factor(0);
         factor_b[1 - odd] = raw.factor(1);
         if (block + 2 < blocks) raw.load(rows, block + 2);
