@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
 
 #include "base/huge_pages.h"
@@ -12,6 +13,7 @@ namespace {
 class HostMemory final : public Memory {
  public:
   bool on_host() const override { return true; }
+  std::size_t available() const override { return std::numeric_limits<std::size_t>::max(); }
   std::byte* allocate(std::size_t bytes) override {
     bytes = (bytes + 63) / 64 * 64;
     // Large ones start at a huge page, and are in huge pages but for the rest behind the last whole one.
@@ -23,7 +25,9 @@ class HostMemory final : public Memory {
   }
   void release(std::byte* at, std::size_t /*bytes*/) override { std::free(at); }
   void clear(std::byte* at, std::size_t bytes) override { std::memset(at, 0, bytes); }
-  void copy(std::byte* to, const std::byte* from, std::size_t bytes) override { std::memcpy(to, from, bytes); }
+  void copy(std::byte* to, const std::byte* from, std::size_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
   void write(std::byte* to, const void* from_host, std::size_t bytes) override {
     std::memcpy(to, from_host, bytes);
   }

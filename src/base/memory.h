@@ -16,6 +16,8 @@ class Memory {
 
   // Whether pointers into it may be dereferenced here.
   virtual bool on_host() const = 0;
+  // Bytes that are free now; of the host, as many as there could be.
+  virtual std::size_t available() const = 0;
   // At least 64-byte aligned, not initialised; throws std::bad_alloc.
   virtual std::byte* allocate(std::size_t bytes) = 0;
   virtual void release(std::byte* at, std::size_t bytes) = 0;

@@ -256,6 +256,8 @@ Status bench(const Arguments& arguments) {
   if (arguments.engine.model.empty() == arguments.preset.empty()) {
     return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash or pro");
   }
+  if (arguments.profile && arguments.engine.backend == "cuda")
+    return fail(ErrorCode::invalid_argument, "--profile times the ops of the CPU; a device does them later");
   if (arguments.engine.memory_bytes > 0 && arguments.engine.model.empty())
     return fail(ErrorCode::invalid_argument,
                 "--memory needs -m MODEL: random weights of --preset are in memory");
@@ -275,7 +277,9 @@ Status bench(const Arguments& arguments) {
   if (transformer.prepared().bytes > 0) notice(transformer.prepared().to_string());
   Bench runner(arguments, model, format, transformer, pool);
   HADAL_RETURN_IF_ERROR(runner.fill_cache());
-  const ArithmeticPeaks peaks = measure_arithmetic(pool);
+  // Those of a device are not measured here.
+  const bool on_host = backend->memory().on_host();
+  const ArithmeticPeaks peaks = on_host ? measure_arithmetic(pool) : ArithmeticPeaks{};
   const double peak = std::max(peaks.f32_gflops, peaks.bf16_gflops);
 
   const bool against_int8 = numerics == Numerics::int8 && peaks.int8_gops > 0;
@@ -294,12 +298,17 @@ Status bench(const Arguments& arguments) {
   std::string tables;  // the profiles, printed behind the rows
   if (arguments.profile) out["profile"] = nlohmann::ordered_json::array();
   if (!arguments.json) {
-    std::printf(
-        "%s on %d threads, %s numerics; peaks: %.0f GFLOP/s in float32, %.0f in BF16, %.0f Gop/s in int8\n",
-        std::string(backend->name()).c_str(), pool.size(), std::string(to_string(numerics)).c_str(),
-        peaks.f32_gflops, peaks.bf16_gflops, peaks.int8_gops);
+    const std::string name(backend->name()), mode(to_string(numerics));
+    if (on_host) {
+      std::printf(
+          "%s on %d threads, %s numerics; peaks: %.0f GFLOP/s in float32, %.0f in BF16, %.0f Gop/s in int8\n",
+          name.c_str(), pool.size(), mode.c_str(), peaks.f32_gflops, peaks.bf16_gflops, peaks.int8_gops);
+    } else {
+      std::printf("%s, %s numerics\n", name.c_str(), mode.c_str());
+    }
     std::printf("%-8s %9s %6s %10s %12s %10s %12s %10s%s\n", "phase", "context", "batch", "tokens/s",
-                "MB/token", "of read", "GFLOP/token", "of peak", against_int8 ? " of int8 peak" : "");
+                "MB/token", on_host ? "of read" : "of copy", "GFLOP/token", on_host ? "of peak" : "TFLOP/s",
+                against_int8 ? " of int8 peak" : "");
   }
   for (const std::int64_t context : arguments.contexts) {
     for (const bool decoding : {true, false}) {
@@ -316,8 +325,9 @@ Status bench(const Arguments& arguments) {
                              {"bytes_per_token", r.cost.bytes()},
                              {"bandwidth_fraction", bandwidth_fraction},
                              {"flops_per_token", r.cost.flops()},
-                             {"peak_fraction", peak_fraction},
+                             {"gflops", gflops},
                              {"read_gbps", r.read_gbps}});
+      if (on_host) out["rows"].back()["peak_fraction"] = peak_fraction;
       if (against_int8) out["rows"].back()["int8_peak_fraction"] = gflops / peaks.int8_gops;
       if (r.disk.active()) out["rows"].back()["disk"] = r.disk.json();
       if (arguments.profile) {
@@ -325,10 +335,10 @@ Status bench(const Arguments& arguments) {
         tables += to_table(r.profile, r.phase, r.context);
       }
       if (!arguments.json) {
-        std::printf("%-8s %9lld %6lld %10.2f %12.1f %9.1f%% %12.2f %9.1f%%", r.phase.c_str(),
+        std::printf("%-8s %9lld %6lld %10.2f %12.1f %9.1f%% %12.2f ", r.phase.c_str(),
                     static_cast<long long>(r.context), static_cast<long long>(r.batch), r.tokens_per_s,
-                    r.cost.bytes() / 1e6, 100 * bandwidth_fraction, r.cost.flops() / 1e9,
-                    100 * peak_fraction);
+                    r.cost.bytes() / 1e6, 100 * bandwidth_fraction, r.cost.flops() / 1e9);
+        on_host ? std::printf("%9.1f%%", 100 * peak_fraction) : std::printf("%10.1f", gflops / 1e3);
         if (against_int8) std::printf(" %11.1f%%", 100 * gflops / peaks.int8_gops);
         std::printf("\n");
         if (r.disk.active()) std::printf("%s\n", r.disk.line().c_str());
@@ -350,7 +360,8 @@ Status bench(const Arguments& arguments) {
   if (arguments.json) {
     std::printf("%s\n", out.dump(2).c_str());
   } else {
-    std::printf("read bandwidth measured between the steps: up to %.1f GB/s\n%s", reads, tables.c_str());
+    std::printf("%s bandwidth measured between the steps: up to %.1f GB/s\n%s", on_host ? "read" : "copy",
+                reads, tables.c_str());
   }
   return {};
 }

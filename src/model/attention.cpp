@@ -65,7 +65,7 @@ void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, 
   f.round_cache_rows(n, kv);
   f.watch("attn.kv_window", kv, {n, c});
 
-  std::span<std::int64_t> visible;  // [T]: row b may be seen from token t iff b < (t + 1) / m
+  std::span<std::int64_t> visible;         // [T]: row b may be seen from token t iff b < (t + 1) / m
   const std::int32_t* selected = nullptr;  // all that are visible
   if (compressed) {
     compress_tokens(

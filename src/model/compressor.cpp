@@ -27,7 +27,8 @@ void compress_tokens(const Forward& f, std::int64_t block, const CompressorPlan&
     n_rows += (s.start + s.count) / m - s.start / m;
   }
   float* out = f.arena.take<float>(n_rows * dim);
-  f.backend.run(CompressTokensParams{m, dim, tail.overlap, k, g, w.ape.data(), {segments, f.segments.size()}, out});
+  f.backend.run(
+      CompressTokensParams{m, dim, tail.overlap, k, g, w.ape.data(), {segments, f.segments.size()}, out});
   if (n_rows == 0) return;
   f.rms_norm(out, w.norm.data(), n_rows, dim, out);
 

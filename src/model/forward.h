@@ -99,7 +99,8 @@ struct Forward {
     std::int64_t elements = 1;
     for (const std::int64_t n : shape) elements *= n;
     T* copy = host.take<T>(elements);
-    memory.read(copy, reinterpret_cast<const std::byte*>(data), static_cast<std::size_t>(elements) * sizeof(T));
+    memory.read(copy, reinterpret_cast<const std::byte*>(data),
+                static_cast<std::size_t>(elements) * sizeof(T));
     return copy;
   }
 };

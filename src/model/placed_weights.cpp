@@ -33,6 +33,15 @@ std::size_t aligned(std::size_t bytes) {
 
 }  // namespace
 
+std::size_t PlacedWeights::bytes(const Model& model) {
+  Weights weights = model.weights();
+  std::size_t total = 0;
+  for_each_parameter(model.config(), weights, [&](auto& slot, const ParameterInfo&) {
+    for_each_array(slot, [&](auto*&, std::size_t bytes) { total += aligned(bytes); });
+  });
+  return total;
+}
+
 PlacedWeights::PlacedWeights(const Model& model, Memory& memory) : model_(model), memory_(memory) {
   if (memory.on_host()) return;
   copy_ = model.weights();

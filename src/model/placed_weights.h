@@ -1,5 +1,5 @@
-// The weights of a model where a backend's ops can read them: the model's own on the host, or a copy of them on
-// a device.
+// The weights of a model where a backend's ops can read them: the model's own on the host, or a copy of them
+// on a device.
 #pragma once
 
 #include <vector>
@@ -11,6 +11,8 @@ namespace hadal {
 
 class PlacedWeights {
  public:
+  // What a copy of the model's weights takes.
+  static std::size_t bytes(const Model& model);
   // `model` and `memory` must outlive it. Throws std::bad_alloc where they do not fit.
   PlacedWeights(const Model& model, Memory& memory);
 

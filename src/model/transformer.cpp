@@ -24,14 +24,25 @@ float* grow(MemoryBlock& block, std::int64_t size, Memory& memory) {
 
 Status check_numerics(const Model& model, Numerics numerics, Backend& backend) {
   if (numerics == Numerics::int8 && !backend.supports(InputRounding::int8)) {
-    return fail(ErrorCode::unsupported,
-                fmt::format("int8 numerics are for CPUs, not for the backend {}; use official", backend.name()));
+    return fail(
+        ErrorCode::unsupported,
+        fmt::format("int8 numerics are for CPUs, not for the backend {}; use official", backend.name()));
   }
   if (model.expert_cache() != nullptr && !backend.memory().on_host()) {
-    return fail(ErrorCode::unsupported,
-                fmt::format("a memory budget, with experts on disk, is for CPUs, not for the backend {}; leave it "
-                            "out, or use fewer layers",
-                            backend.name()));
+    return fail(
+        ErrorCode::unsupported,
+        fmt::format("a memory budget, with experts on disk, is for CPUs, not for the backend {}; leave it "
+                    "out, or use fewer layers",
+                    backend.name()));
+  }
+  if (Memory& memory = backend.memory(); !memory.on_host()) {
+    const std::size_t needed = PlacedWeights::bytes(model), free = memory.available();
+    if (needed > free) {
+      return fail(
+          ErrorCode::resource_exhausted,
+          fmt::format("the weights take {:.1f} GB, and {} has {:.1f} GB free; use the backend cpu",
+                      static_cast<double>(needed) / 1e9, backend.name(), static_cast<double>(free) / 1e9));
+    }
   }
   bool packs_experts = false;
   if (numerics == Numerics::int8 && model.memory_plan() != nullptr) {
@@ -90,8 +101,8 @@ Status Transformer::with_forward(std::span<const Segment> segments, std::span<co
   float* angles = arena_.take<float>(4 * n * half);
   const std::span<const std::int64_t> all(positions, static_cast<std::size_t>(n));
   backend_.run(AnglesParams{all, model_.sliding_frequencies().values(), angles, angles + n * half});
-  backend_.run(
-      AnglesParams{all, model_.compress_frequencies().values(), angles + 2 * n * half, angles + 3 * n * half});
+  backend_.run(AnglesParams{all, model_.compress_frequencies().values(), angles + 2 * n * half,
+                            angles + 3 * n * half});
   Forward f{model_.config(),
             backend_,
             numerics_,

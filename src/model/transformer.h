@@ -27,8 +27,9 @@ struct BatchItem {
   Logits logits = Logits::last;          // of which of them
 };
 
-// Whether a backend can run a model in these numerics. Errors: unsupported, for `int8` with FP8 experts on disk
-// or on a backend without it, and for experts on disk where the backend cannot read this process's memory.
+// Whether a backend can run a model in these numerics. Errors: unsupported, for `int8` with FP8 experts on
+// disk or on a backend without it, and for experts on disk where the backend cannot read this process's
+// memory; resource_exhausted where its memory is too small for the weights.
 Status check_numerics(const Model& model, Numerics numerics, Backend& backend);
 // MemoryBudget::beside_weight for these numerics, as an option names them: what a Transformer will have the
 // backend prepare.
@@ -94,7 +95,7 @@ class Transformer {
   Prepared prepared_;
   PlacedWeights weights_;
   Arena arena_, host_arena_;
-  MemoryBlock streams_, logits_;                       // floats
+  MemoryBlock streams_, logits_;                      // floats
   mutable Buffer<float> host_streams_, host_logits_;  // copies, of a device
   std::int64_t streams_size_ = 0;
   std::vector<std::int32_t> tokens_;

@@ -138,7 +138,8 @@ Result<std::unique_ptr<Backend>> make_backend(std::string_view name, std::string
 #ifdef HADAL_CUDA
     return CudaBackend::make();
 #else
-    return fail(ErrorCode::unsupported, "backend 'cuda': this build has none; configure with -DHADAL_CUDA=ON");
+    return fail(ErrorCode::unsupported,
+                "backend 'cuda': this build has none; configure with -DHADAL_CUDA=ON");
 #endif
   }
   if (name != "cpu") {

@@ -96,9 +96,10 @@ class Backend {
   Profile* profile_ = nullptr;
 };
 
-// "ref": the plain reference. "cuda": the first CUDA device, in builds with HADAL_CUDA. "cpu": the kernels of the best instruction set that this machine has, or of
-// `isa` ("avx512bf16", "avx512vnni", "avx512", "avx2vnni", "avx2", "neon_dotprod", "neon", "scalar") when it
-// is not empty. Errors: unsupported, naming what there is. The pool must outlive the backend.
+// "ref": the plain reference. "cuda": the first CUDA device, in builds with HADAL_CUDA. "cpu": the kernels of
+// the best instruction set that this machine has, or of `isa` ("avx512bf16", "avx512vnni", "avx512",
+// "avx2vnni", "avx2", "neon_dotprod", "neon", "scalar") when it is not empty. Errors: unsupported, naming
+// what there is. The pool must outlive the backend.
 Result<std::unique_ptr<Backend>> make_backend(std::string_view name, std::string_view isa, ThreadPool& pool);
 
 }  // namespace hadal

@@ -1,8 +1,8 @@
 // The operations of DeepSeek-V4 at the model's own granularity: one Params struct per op. Every array is
 // float32 (or int32), row-major and contiguous unless a stride says otherwise; T is the number of tokens of
 // the ragged batch. Pointers point into the backend's memory (Backend::memory), spans into this process: what
-// a span holds is read before run() returns. ops/ref has the plain definition of each op, and tests hold every
-// backend to it.
+// a span holds is read before run() returns. ops/ref has the plain definition of each op, and tests hold
+// every backend to it.
 #pragma once
 
 #include <cstddef>
@@ -148,11 +148,11 @@ struct CompressTokensParams {
   std::int64_t ratio = 0;  // m
   std::int64_t dim = 0;    // c'
   bool overlap = false;
-  const float* values = nullptr;                 // [T, o * c']
-  const float* gates = nullptr;                  // [T, o * c']
-  const float* bias = nullptr;                   // [m, o * c'], by place in the block
-  std::span<const CompressSegment> segments;     // all of the batch, in order
-  float* out = nullptr;                          // [blocks of all segments, c']
+  const float* values = nullptr;              // [T, o * c']
+  const float* gates = nullptr;               // [T, o * c']
+  const float* bias = nullptr;                // [m, o * c'], by place in the block
+  std::span<const CompressSegment> segments;  // all of the batch, in order
+  float* out = nullptr;                       // [blocks of all segments, c']
 };
 
 // Puts rows in their places in the state, in its format (store_row).
@@ -163,7 +163,7 @@ struct StoreRowsParams {
     std::int64_t i = 0;         // becomes the i-th of these rows
   };
   RowShape shape;
-  const float* x = nullptr;      // [.., dim]
+  const float* x = nullptr;  // [.., dim]
   std::span<const Place> places;
 };
 

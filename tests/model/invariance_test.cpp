@@ -298,7 +298,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Setting{"t1-m2", Numerics::int8, "cpu", ""},
                     Setting{"t2-m2", Numerics::int8, "cpu", "scalar", StateFormat::compact},
                     Setting{"t2-m2", Numerics::official, "ref", "", StateFormat::compact},
-                    Setting{"t1-m2", Numerics::official, "cuda", ""}, Setting{"t1-m2", Numerics::exact, "cuda", ""},
+                    Setting{"t1-m2", Numerics::official, "cuda", ""},
+                    Setting{"t1-m2", Numerics::exact, "cuda", ""},
                     Setting{"t1-m2", Numerics::official, "cuda", "", StateFormat::compact},
                     Setting{"t2-m2", Numerics::qsim, "cuda", "", StateFormat::compact}),
     [](const auto& test) { return setting_name(test.param); });

@@ -41,8 +41,7 @@ class Device {
     block_.write(values.data());
   }
   // Not written yet: every byte is one that no result has.
-  Device(Memory& memory, std::int64_t size)
-      : Device(memory, poison(static_cast<std::size_t>(size))) {}
+  Device(Memory& memory, std::int64_t size) : Device(memory, poison(static_cast<std::size_t>(size))) {}
   T* data() { return reinterpret_cast<T*>(block_.data()); }
   std::vector<T> values() const {
     std::vector<T> out(size_);
@@ -139,8 +138,8 @@ TEST_F(CudaTest, LinearMatchesReferenceAndItself) {
   struct Shape {
     std::int64_t out, in, groups;
   };
-  for (const auto format : {Linear::Format::f32, Linear::Format::f16, Linear::Format::bf16, Linear::Format::fp8,
-                            Linear::Format::fp4}) {
+  for (const auto format : {Linear::Format::f32, Linear::Format::f16, Linear::Format::bf16,
+                            Linear::Format::fp8, Linear::Format::fp4}) {
     for (const Shape& s : {Shape{134, 384, 1}, Shape{134, 384, 2}, Shape{24, 2048, 1}, Shape{64, 1152, 1},
                            Shape{2822, 384, 1}, Shape{2880, 128, 2}}) {
       const std::int64_t most = 150;
@@ -157,9 +156,10 @@ TEST_F(CudaTest, LinearMatchesReferenceAndItself) {
           return y.values();
         };
         const auto all = run(most);
-        EXPECT_LT(relative_error(all, expected), 6e-7)
-            << static_cast<int>(format) << " " << s.out << "x" << s.in << " rounding " << static_cast<int>(rounding);
-        for (const std::int64_t n : {1, 2, 7, 8, 9, 16, 17, 31, 33, 64, 65, 100, 129}) expect_same(run(n), all, n);
+        EXPECT_LT(relative_error(all, expected), 6e-7) << static_cast<int>(format) << " " << s.out << "x"
+                                                       << s.in << " rounding " << static_cast<int>(rounding);
+        for (const std::int64_t n : {1, 2, 7, 8, 9, 16, 17, 31, 33, 64, 65, 100, 129})
+          expect_same(run(n), all, n);
       }
     }
   }
@@ -167,7 +167,8 @@ TEST_F(CudaTest, LinearMatchesReferenceAndItself) {
 
 TEST_F(CudaTest, ExpertsMatchReferenceAndThemselves) {
   const std::int64_t d = 256, inter = 128, n_experts = 7, k = 3, most = 120;
-  for (const auto format : {Linear::Format::fp4, Linear::Format::fp8, Linear::Format::bf16, Linear::Format::f32}) {
+  for (const auto format :
+       {Linear::Format::fp4, Linear::Format::fp8, Linear::Format::bf16, Linear::Format::f32}) {
     std::vector<Matrix> matrices;
     matrices.reserve(3 * (n_experts + 1));
     std::vector<Expert> experts, on_device;
@@ -198,14 +199,15 @@ TEST_F(CudaTest, ExpertsMatchReferenceAndThemselves) {
     for (const auto rounding : {InputRounding::none, InputRounding::e4m3}) {
       std::vector<float> expected(static_cast<std::size_t>(most * d));
       const auto all_experts = std::span(experts).first(static_cast<std::size_t>(n_experts));
-      ref::experts({most, d, inter, k, x.data(), indices.data(), weights.data(), all_experts, &experts.back(), 10,
-                    rounding, expected.data()},
+      ref::experts({most, d, inter, k, x.data(), indices.data(), weights.data(), all_experts, &experts.back(),
+                    10, rounding, expected.data()},
                    pool_);
       const auto run = [&](std::int64_t n, bool in_two_calls) {
         Device<float> out = empty(n * d);
         auto span = std::span(on_device).first(static_cast<std::size_t>(n_experts));
-        ExpertsParams p{n,  d,    inter,             k,  device_x.data(), device_indices.data(), device_weights.data(),
-                        {}, nullptr, 10, rounding, out.data()};
+        ExpertsParams p{
+            n,  d,       inter, k,        device_x.data(), device_indices.data(), device_weights.data(),
+            {}, nullptr, 10,    rounding, out.data()};
         if (!in_two_calls) {
           p.experts = span;
           p.shared = &on_device.back();
@@ -236,7 +238,8 @@ TEST_F(CudaTest, ExpertsMatchReferenceAndThemselves) {
 
 TEST_F(CudaTest, RowOps) {
   const std::int64_t rows = 21, dim = 512, rope_dim = 64, heads = 3;
-  const auto x = normal(rows * dim, 1), weight = normal(dim, 2), angles = normal(rows / heads * rope_dim / 2, 3);
+  const auto x = normal(rows * dim, 1), weight = normal(dim, 2),
+             angles = normal(rows / heads * rope_dim / 2, 3);
   std::vector<float> cos, sin;
   for (const float a : angles) {
     cos.push_back(std::cos(a));
@@ -253,31 +256,48 @@ TEST_F(CudaTest, RowOps) {
     EXPECT_LT(relative_error(actual, expected), 2e-7);
     expected = actual;
   };
-  both([&](float* d) { backend_->run(RmsNormParams{rows, dim, d, device_weight.data(), 1e-6F, d}); },
-       [&](float* h) { ref::rms_norm({rows, dim, h, weight.data(), 1e-6F, h}, pool_); });
+  both(
+      [&](float* d) {
+        backend_->run(RmsNormParams{rows, dim, d, device_weight.data(), 1e-6F, d});
+      },
+      [&](float* h) {
+        ref::rms_norm({rows, dim, h, weight.data(), 1e-6F, h}, pool_);
+      });
   for (const bool inverse : {false, true}) {
     both(
         [&](float* d) {
-          backend_->run(
-              RopeParams{rows / heads, heads, dim, rope_dim, device_cos.data(), device_sin.data(), inverse, d});
+          backend_->run(RopeParams{rows / heads, heads, dim, rope_dim, device_cos.data(), device_sin.data(),
+                                   inverse, d});
         },
-        [&](float* h) { ref::rope({rows / heads, heads, dim, rope_dim, cos.data(), sin.data(), inverse, h}, pool_); });
+        [&](float* h) {
+          ref::rope({rows / heads, heads, dim, rope_dim, cos.data(), sin.data(), inverse, h}, pool_);
+        });
   }
-  both([&](float* d) { backend_->run(HadamardParams{rows, dim, d}); },
-       [&](float* h) { ref::hadamard({rows, dim, h}, pool_); });
-  for (const auto format : {QuantiseParams::Format::e4m3_64, QuantiseParams::Format::e2m1_32,
-                            QuantiseParams::Format::e4m3_128}) {
+  both(
+      [&](float* d) {
+        backend_->run(HadamardParams{rows, dim, d});
+      },
+      [&](float* h) {
+        ref::hadamard({rows, dim, h}, pool_);
+      });
+  for (const auto format :
+       {QuantiseParams::Format::e4m3_64, QuantiseParams::Format::e2m1_32, QuantiseParams::Format::e4m3_128}) {
     expected = x;
-    both([&](float* d) { backend_->run(QuantiseParams{format, rows, dim, 384, d}); },
-         [&](float* h) { ref::quantise({format, rows, dim, 384, h}, pool_); });
+    both(
+        [&](float* d) {
+          backend_->run(QuantiseParams{format, rows, dim, 384, d});
+        },
+        [&](float* h) {
+          ref::quantise({format, rows, dim, 384, h}, pool_);
+        });
   }
   std::vector<float> chained = x;
   ref::rms_norm({rows, dim, chained.data(), nullptr, 1e-6F, chained.data()}, pool_);
   ref::rope({rows / heads, heads, dim, rope_dim, cos.data(), sin.data(), false, chained.data()}, pool_);
   Device<float> on_device = device(x);
   backend_->run(RmsNormParams{rows, dim, on_device.data(), nullptr, 1e-6F, on_device.data()});
-  backend_->run(
-      RopeParams{rows / heads, heads, dim, rope_dim, device_cos.data(), device_sin.data(), false, on_device.data()});
+  backend_->run(RopeParams{rows / heads, heads, dim, rope_dim, device_cos.data(), device_sin.data(), false,
+                           on_device.data()});
   const auto normed = on_device.values();
   EXPECT_LT(relative_error(normed, chained), 2e-7);
   // Quantised values are exactly those of the reference.
@@ -336,19 +356,20 @@ TEST_F(CudaTest, HyperConnectionsAndGate) {
     auto streams = normal(t * n * dim, 1);
     const auto mix = normal(t * mixes, 2, 20), base = normal(mixes, 3), y = normal(t * dim, 4);
     const std::vector<float> scale = {0.5F, 0.7F, 0.9F};
-    std::vector<float> pre(static_cast<std::size_t>(t * n)), post(pre.size()), comb(static_cast<std::size_t>(t * n * n)),
-        out(static_cast<std::size_t>(t * dim)), head(out.size());
-    ref::hc_pre({t, n, dim, streams.data(), mix.data(), scale.data(), base.data(), 20, 1e-6F, 1e-6F, pre.data(),
-                 post.data(), comb.data(), out.data()},
+    std::vector<float> pre(static_cast<std::size_t>(t * n)), post(pre.size()),
+        comb(static_cast<std::size_t>(t * n * n)), out(static_cast<std::size_t>(t * dim)), head(out.size());
+    ref::hc_pre({t, n, dim, streams.data(), mix.data(), scale.data(), base.data(), 20, 1e-6F, 1e-6F,
+                 pre.data(), post.data(), comb.data(), out.data()},
                 pool_);
-    ref::hc_head({t, n, dim, streams.data(), mix.data(), scale.data(), base.data(), 1e-6F, 1e-6F, head.data()}, pool_);
-    Device<float> d_streams = device(streams), d_mix = device(mix), d_base = device(base), d_scale = device(scale),
-                  d_y = device(y), d_pre = empty(t * n), d_post = empty(t * n), d_comb = empty(t * n * n),
-                  d_out = empty(t * dim), d_head = empty(t * dim);
-    backend_->run(HcPreParams{t, n, dim, d_streams.data(), d_mix.data(), d_scale.data(), d_base.data(), 20, 1e-6F,
-                              1e-6F, d_pre.data(), d_post.data(), d_comb.data(), d_out.data()});
-    backend_->run(HcHeadParams{t, n, dim, d_streams.data(), d_mix.data(), d_scale.data(), d_base.data(), 1e-6F, 1e-6F,
-                               d_head.data()});
+    ref::hc_head(
+        {t, n, dim, streams.data(), mix.data(), scale.data(), base.data(), 1e-6F, 1e-6F, head.data()}, pool_);
+    Device<float> d_streams = device(streams), d_mix = device(mix), d_base = device(base),
+                  d_scale = device(scale), d_y = device(y), d_pre = empty(t * n), d_post = empty(t * n),
+                  d_comb = empty(t * n * n), d_out = empty(t * dim), d_head = empty(t * dim);
+    backend_->run(HcPreParams{t, n, dim, d_streams.data(), d_mix.data(), d_scale.data(), d_base.data(), 20,
+                              1e-6F, 1e-6F, d_pre.data(), d_post.data(), d_comb.data(), d_out.data()});
+    backend_->run(HcHeadParams{t, n, dim, d_streams.data(), d_mix.data(), d_scale.data(), d_base.data(),
+                               1e-6F, 1e-6F, d_head.data()});
     EXPECT_LT(relative_error(d_pre.values(), pre), 1e-6);
     EXPECT_LT(relative_error(d_post.values(), post), 1e-6);
     EXPECT_LT(relative_error(d_comb.values(), comb), 2e-6);
@@ -365,13 +386,16 @@ TEST_F(CudaTest, HyperConnectionsAndGate) {
   const auto bias = normal(n_experts, 6, 0.2F);
   std::vector<std::int32_t> table, tokens;
   std::mt19937 generator(7);
-  for (std::int64_t i = 0; i < vocab * k; ++i) table.push_back(static_cast<std::int32_t>(generator() % n_experts));
+  for (std::int64_t i = 0; i < vocab * k; ++i)
+    table.push_back(static_cast<std::int32_t>(generator() % n_experts));
   for (std::int64_t i = 0; i < t; ++i) tokens.push_back(static_cast<std::int32_t>(generator() % vocab));
-  Device<float> d_logits = device(logits), d_bias = device(std::vector<float>(n_experts, 0.0F)), d_real = device(bias);
+  Device<float> d_logits = device(logits), d_bias = device(std::vector<float>(n_experts, 0.0F)),
+                d_real = device(bias);
   Device<std::int32_t> d_table = device(table);
   const std::vector<float> no_bias(n_experts, 0.0F);
   for (int kind = 0; kind < 3; ++kind) {
-    std::vector<float> scores(static_cast<std::size_t>(t * n_experts)), weights(static_cast<std::size_t>(t * k));
+    std::vector<float> scores(static_cast<std::size_t>(t * n_experts)),
+        weights(static_cast<std::size_t>(t * k));
     std::vector<std::int32_t> indices(weights.size());
     const float* host_bias = kind == 0 ? bias.data() : kind == 1 ? no_bias.data() : nullptr;
     float* device_bias = kind == 0 ? d_real.data() : kind == 1 ? d_bias.data() : nullptr;
@@ -380,8 +404,9 @@ TEST_F(CudaTest, HyperConnectionsAndGate) {
               pool_);
     Device<float> d_scores = empty(t * n_experts), d_weights = empty(t * k);
     Device<std::int32_t> d_indices = empty<std::int32_t>(t * k);
-    backend_->run(GateParams{t, n_experts, k, d_logits.data(), device_bias, kind == 2 ? d_table.data() : nullptr,
-                             tokens, 1.5F, d_scores.data(), d_indices.data(), d_weights.data()});
+    backend_->run(GateParams{t, n_experts, k, d_logits.data(), device_bias,
+                             kind == 2 ? d_table.data() : nullptr, tokens, 1.5F, d_scores.data(),
+                             d_indices.data(), d_weights.data()});
     EXPECT_EQ(d_indices.values(), indices) << kind;
     EXPECT_LT(relative_error(d_scores.values(), scores), 1e-6);
     EXPECT_LT(relative_error(d_weights.values(), weights), 1e-6);
@@ -394,7 +419,8 @@ TEST_F(CudaTest, CompressorsInAnyChunks) {
     const auto values = normal(n * wide, 1), gates = normal(n * wide, 2, 3), bias = normal(m * wide, 3);
     auto reference = std::move(*make_backend("ref", "", pool_));
     Device<float> d_values = device(values), d_gates = device(gates), d_bias = device(bias);
-    for (const std::vector<std::int64_t>& chunks : std::vector<std::vector<std::int64_t>>{{45}, {1, 6, 9, 1, 28}}) {
+    for (const std::vector<std::int64_t>& chunks :
+         std::vector<std::vector<std::int64_t>>{{45}, {1, 6, 9, 1, 28}}) {
       std::vector<float> tail_v(static_cast<std::size_t>(2 * m * wide)), tail_g(tail_v.size());
       Device<float> d_tail_v = device(tail_v), d_tail_g = device(tail_g);
       std::int64_t at = 0;
@@ -402,12 +428,24 @@ TEST_F(CudaTest, CompressorsInAnyChunks) {
         const std::int64_t blocks = (at + count) / m - at / m;
         std::vector<float> out(static_cast<std::size_t>(blocks * dim));
         const CompressSegment s{0, count, at, tail_v.data(), tail_g.data()};
-        reference->run(CompressTokensParams{m, dim, overlap, values.data() + at * wide, gates.data() + at * wide,
-                                            bias.data(), {&s, 1}, out.data()});
+        reference->run(CompressTokensParams{m,
+                                            dim,
+                                            overlap,
+                                            values.data() + at * wide,
+                                            gates.data() + at * wide,
+                                            bias.data(),
+                                            {&s, 1},
+                                            out.data()});
         Device<float> d_out = empty(blocks * dim);
         const CompressSegment d_s{0, count, at, d_tail_v.data(), d_tail_g.data()};
-        backend_->run(CompressTokensParams{m, dim, overlap, d_values.data() + at * wide, d_gates.data() + at * wide,
-                                           d_bias.data(), {&d_s, 1}, d_out.data()});
+        backend_->run(CompressTokensParams{m,
+                                           dim,
+                                           overlap,
+                                           d_values.data() + at * wide,
+                                           d_gates.data() + at * wide,
+                                           d_bias.data(),
+                                           {&d_s, 1},
+                                           d_out.data()});
         if (blocks > 0) {
           EXPECT_LT(relative_error(d_out.values(), out), 2e-7);
         }
@@ -421,7 +459,8 @@ TEST_F(CudaTest, CompressorsInAnyChunks) {
     ref::compress({blocks, m, dim, overlap, overlap, values.data(), gates.data(), out.data()}, pool_);
     Device<float> d_out = empty(blocks * dim);
     ASSERT_LE(tokens, n);
-    backend_->run(CompressParams{blocks, m, dim, overlap, overlap, d_values.data(), d_gates.data(), d_out.data()});
+    backend_->run(
+        CompressParams{blocks, m, dim, overlap, overlap, d_values.data(), d_gates.data(), d_out.data()});
     EXPECT_LT(relative_error(d_out.values(), out), 2e-7);
   }
 }
@@ -434,7 +473,8 @@ struct Rows {
   std::vector<std::byte*> host_pages, device_pages;
   std::vector<MemoryBlock> blocks;
 
-  Rows(const RowShape& s, std::int64_t n, std::int64_t each, unsigned seed, Memory& memory) : shape(s), per_page(each) {
+  Rows(const RowShape& s, std::int64_t n, std::int64_t each, unsigned seed, Memory& memory)
+      : shape(s), per_page(each) {
     auto values = normal(n * s.dim, seed);
     for (std::int64_t i = 0; i < n; ++i) {
       if (i % per_page == 0) pages.emplace_back(static_cast<std::size_t>(64 + per_page * s.bytes()));
@@ -452,8 +492,9 @@ struct Rows {
 };
 
 TEST_F(CudaTest, StoredRowsAreTheReferences) {
-  for (const RowShape& shape : {RowShape{RowFormat::f32, 512, 64}, RowShape{RowFormat::fp8_bf16, 512, 64},
-                                RowShape{RowFormat::fp8_bf16, 128, 64}, RowShape{RowFormat::fp4_tiles, 128, 0}}) {
+  for (const RowShape& shape :
+       {RowShape{RowFormat::f32, 512, 64}, RowShape{RowFormat::fp8_bf16, 512, 64},
+        RowShape{RowFormat::fp8_bf16, 128, 64}, RowShape{RowFormat::fp4_tiles, 128, 0}}) {
     const std::int64_t n = 37;
     const auto x = normal(n * shape.dim, 1);
     const auto bytes = static_cast<std::size_t>(48 * shape.bytes());
@@ -482,7 +523,8 @@ TEST_F(CudaTest, IndexScoresHaveTheReferencesBits) {
       const std::vector<std::int64_t> visible = {n, 129, 517};
       std::vector<float> scores(static_cast<std::size_t>(t * n), -1);
       Device<float> d_q = device(q), d_weights = device(weights), d_scores = device(scores);
-      ref::index_scores({t, heads, dim, q.data(), weights.data(), rows.here(), visible, n, scores.data()}, pool_);
+      ref::index_scores({t, heads, dim, q.data(), weights.data(), rows.here(), visible, n, scores.data()},
+                        pool_);
       backend_->run(IndexScoresParams{t, heads, dim, d_q.data(), d_weights.data(), rows.there(), visible, n,
                                       d_scores.data()});
       if (format == RowFormat::fp4_tiles) {
@@ -506,14 +548,16 @@ TEST_F(CudaTest, IndexSelectionIsTheReferences) {
       const Rows rows({RowFormat::fp4_tiles, dim, 0}, n, 32, 3, memory());
       const std::vector<std::int64_t> visible = {n, n, n / 2, n - 1, 3};
       std::vector<std::int32_t> indices(static_cast<std::size_t>(t * k));
-      ref::index_select({t, heads, dim, k, q.data(), weights.data(), rows.here(), visible, indices.data()}, pool_);
+      ref::index_select({t, heads, dim, k, q.data(), weights.data(), rows.here(), visible, indices.data()},
+                        pool_);
       Device<float> d_q = device(q), d_weights = device(weights);
       Device<std::int32_t> d_indices = empty<std::int32_t>(t * k);
       // In two calls, which become one launch.
       backend_->run(IndexSelectParams{2, heads, dim, k, d_q.data(), d_weights.data(), rows.there(),
                                       std::span(visible).first(2), d_indices.data()});
-      backend_->run(IndexSelectParams{3, heads, dim, k, d_q.data() + 2 * heads * dim, d_weights.data() + 2 * heads,
-                                      rows.there(), std::span(visible).subspan(2), d_indices.data() + 2 * k});
+      backend_->run(IndexSelectParams{3, heads, dim, k, d_q.data() + 2 * heads * dim,
+                                      d_weights.data() + 2 * heads, rows.there(),
+                                      std::span(visible).subspan(2), d_indices.data() + 2 * k});
       EXPECT_EQ(d_indices.values(), indices) << "k " << k << ", n " << n;
     }
   }
@@ -557,19 +601,39 @@ TEST_F(CudaTest, AttentionMatchesReferenceAndItself) {
     for (const bool selects : {false, true}) {
       std::vector<float> expected(static_cast<std::size_t>(most * s.heads * s.dim));
       const AttentionSegment segment{0, most, start, ring.data(), rows.here()};
-      ref::sparse_attention({most, s.heads, shape, q.data(), kv.data(), {&segment, 1}, w, visible, k,
-                             selects ? selected.data() : nullptr, sink.data(), expected.data()},
+      ref::sparse_attention({most,
+                             s.heads,
+                             shape,
+                             q.data(),
+                             kv.data(),
+                             {&segment, 1},
+                             w,
+                             visible,
+                             k,
+                             selects ? selected.data() : nullptr,
+                             sink.data(),
+                             expected.data()},
                             pool_);
       const auto run = [&](std::int64_t n) {
         const AttentionSegment on_device{0, n, start, d_ring.data(), rows.there()};
         Device<float> out = empty(n * s.heads * s.dim);
-        backend_->run(SparseAttentionParams{n, s.heads, shape, d_q.data(), d_kv.data(), {&on_device, 1}, w,
-                                            std::span(visible).first(static_cast<std::size_t>(n)), k,
-                                            selects ? d_selected.data() : nullptr, d_sink.data(), out.data()});
+        backend_->run(SparseAttentionParams{n,
+                                            s.heads,
+                                            shape,
+                                            d_q.data(),
+                                            d_kv.data(),
+                                            {&on_device, 1},
+                                            w,
+                                            std::span(visible).first(static_cast<std::size_t>(n)),
+                                            k,
+                                            selects ? d_selected.data() : nullptr,
+                                            d_sink.data(),
+                                            out.data()});
         return out.values();
       };
       const auto all = run(most);
-      EXPECT_LT(relative_error(all, expected), 1.5e-6) << static_cast<int>(s.format) << " " << s.heads << " " << s.dim;
+      EXPECT_LT(relative_error(all, expected), 1.5e-6)
+          << static_cast<int>(s.format) << " " << s.heads << " " << s.dim;
       for (const std::int64_t n : {1, 3, 40}) expect_same(run(n), all, n);
     }
   }

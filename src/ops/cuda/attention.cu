@@ -1,10 +1,10 @@
 // Core attention over window and compressed rows with a sink.
 //
-// Rows of the compact state are BF16 numbers and go through the matrix units, queries and exponentials as three
-// BF16 parts each. The order of the sums is one: scores in pieces of 128 entries; the maximum of all rows first,
-// so that no sum is ever rescaled; values in chunks of 64 rows, which are added up in ascending order whether one
-// block computes them all or each has a block of its own. Other rows, and shapes that do not fit, are summed in
-// float32 by plain kernels.
+// Rows of the compact state are BF16 numbers and go through the matrix units, queries and exponentials as
+// three BF16 parts each. The order of the sums is one: scores in pieces of 128 entries; the maximum of all
+// rows first, so that no sum is ever rescaled; values in chunks of 64 rows, which are added up in ascending
+// order whether one block computes them all or each has a block of its own. Other rows, and shapes that do
+// not fit, are summed in float32 by plain kernels.
 #include <algorithm>
 #include <vector>
 
@@ -26,10 +26,10 @@ struct DeviceSegment {
 struct Attention {
   const float *q, *kv, *sink;
   float* out;
-  float* scores;                // [T, heads, stride]: of rows, then their exponentials
-  uint4* queries;               // fragments of q: [T, heads / 16, dim / 16, 3 parts, 32 lanes]
-  uint4* exponentials;          // of the exponentials: [T, heads / 16, stride / 16, 3 parts, 32 lanes]
-  float* sums;                  // [T, heads]: denominators
+  float* scores;        // [T, heads, stride]: of rows, then their exponentials
+  uint4* queries;       // fragments of q: [T, heads / 16, dim / 16, 3 parts, 32 lanes]
+  uint4* exponentials;  // of the exponentials: [T, heads / 16, stride / 16, 3 parts, 32 lanes]
+  float* sums;          // [T, heads]: denominators
   const DeviceSegment* segments;
   const std::int64_t* visible;  // null: no compressed rows
   const std::int32_t* selected;
@@ -72,7 +72,8 @@ struct TokenRows {
       const std::int64_t position = oldest + j;
       if (position < segment.start) return segment.window + position % window_rows * shape.bytes;
       is_fresh = true;
-      return reinterpret_cast<const std::byte*>(fresh + (segment.begin + position - segment.start) * shape.dim);
+      return reinterpret_cast<const std::byte*>(fresh +
+                                                (segment.begin + position - segment.start) * shape.dim);
     }
     const std::int64_t b = selected != nullptr ? selected[j - window] : j - window;
     return segment.pages[b / segment.per_page] + segment.offset + b % segment.per_page * shape.bytes;
@@ -121,7 +122,8 @@ __global__ void softmax_kernel(Attention p) {
     scores[j] = e;
     sum += double{e};
   }
-  for (std::int64_t j = n + threadIdx.x; j < (n + kChunk - 1) / kChunk * kChunk; j += blockDim.x) scores[j] = 0;
+  for (std::int64_t j = n + threadIdx.x; j < (n + kChunk - 1) / kChunk * kChunk; j += blockDim.x)
+    scores[j] = 0;
   sum = block_sum(sum, scratch);
   if (threadIdx.x == 0)
     p.sums[t * p.heads + h] = static_cast<float>(static_cast<double>(expf(p.sink[h] - maximum)) + sum);
@@ -147,9 +149,9 @@ __global__ void plain_values_kernel(Attention p) {
 
 // --- on the matrix units -----------------------------------------------------------------------------------
 
-constexpr int kHeads = 64;         // of a block: 16 for each of four warps
-constexpr int kSlice = 128;        // entries of the output that a block computes
-constexpr int kPadding = 8;        // BF16 numbers behind a row in shared memory: no two banks meet
+constexpr int kHeads = 64;   // of a block: 16 for each of four warps
+constexpr int kSlice = 128;  // entries of the output that a block computes
+constexpr int kPadding = 8;  // BF16 numbers behind a row in shared memory: no two banks meet
 constexpr int kMatrixThreads = 128;
 
 // Entries [i, i + 8) of a row as BF16.
@@ -179,10 +181,10 @@ __device__ inline uint4 eight_entries(const DeviceRowShape& shape, const std::by
   return {words[0], words[1], words[2], words[3]};
 }
 
-// Entries [first, first + width) of the rows of a chunk into shared memory; zeros behind the last row. A thread
-// has eight entries of every so many rows.
-__device__ inline void load_chunk(const Attention& p, const TokenRows& rows, std::int64_t chunk, int first, int width,
-                                  std::uint16_t* tile, const std::byte** row_of, bool* fresh_of) {
+// Entries [first, first + width) of the rows of a chunk into shared memory; zeros behind the last row. A
+// thread has eight entries of every so many rows.
+__device__ inline void load_chunk(const Attention& p, const TokenRows& rows, std::int64_t chunk, int first,
+                                  int width, std::uint16_t* tile, const std::byte** row_of, bool* fresh_of) {
   const int tid = static_cast<int>(threadIdx.x), stride = width + kPadding, units = width / 8;
   for (int r = tid; r < kChunk; r += static_cast<int>(blockDim.x)) {
     const std::int64_t j = chunk * kChunk + r;
@@ -239,7 +241,8 @@ __device__ inline void load_matrices(const std::uint16_t* at, std::uint32_t (&b)
                : "r"(address));
 }
 
-// Scores of a chunk of 64 rows: grid (chunks, T, heads / 64). A warp has 16 heads and all rows, or half of them.
+// Scores of a chunk of 64 rows: grid (chunks, T, heads / 64). A warp has 16 heads and all rows, or half of
+// them.
 template <int kHalves>
 __global__ void __launch_bounds__(kHalves* kMatrixThreads) scores_kernel(Attention p) {
   constexpr int kTiles = 8 / kHalves;
@@ -258,29 +261,34 @@ __global__ void __launch_bounds__(kHalves* kMatrixThreads) scores_kernel(Attenti
   const uint4* queries = p.queries + (t * p.heads + head) / 16 * steps * 3 * kWarp + lane;
   const std::uint16_t* from = tile + (first_row + lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8;
   float sums[kTiles][4] = {};
-  uint4 next[3];
+  constexpr int kSteps = 8;                              // of 16 entries, summed by the matrix units alone
+  constexpr int kAhead = kHalves == 1 ? 1 : kSteps / 2;  // steps whose queries are on their way
+  uint4 next[kAhead][3];
 #pragma unroll
-  for (int part = 0; part < 3; ++part) next[part] = queries[part * kWarp];
-  constexpr int kSteps = 8;  // of 16 entries, summed by the matrix units alone
+  for (int ahead = 0; ahead < kAhead; ++ahead) {
+#pragma unroll
+    for (int part = 0; part < 3; ++part) next[ahead][part] = queries[(ahead * 3 + part) * kWarp];
+  }
   for (int first = 0; first < steps; first += kSteps) {
     float large[kTiles][4] = {}, small[kTiles][4] = {};  // of the first parts and of the others
-#pragma unroll 4
-    for (int step = first; step < min(first + kSteps, steps); ++step) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const int step = first + i;
       uint4 a[3];
 #pragma unroll
       for (int part = 0; part < 3; ++part) {
-        a[part] = next[part];
-        if (step + 1 < steps) next[part] = queries[((step + 1) * 3 + part) * kWarp];
+        a[part] = next[i % kAhead][part];
+        if (step + kAhead < steps) next[i % kAhead][part] = queries[((step + kAhead) * 3 + part) * kWarp];
       }
 #pragma unroll
       for (int pair = 0; pair < kTiles / 2; ++pair) {
         std::uint32_t b[4];
         load_matrices(from + pair * 16 * stride + step * 16, b);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          mma(small[2 * pair + i], a[2].x, a[2].y, a[2].z, a[2].w, b[2 * i], b[2 * i + 1]);
-          mma(small[2 * pair + i], a[1].x, a[1].y, a[1].z, a[1].w, b[2 * i], b[2 * i + 1]);
-          mma(large[2 * pair + i], a[0].x, a[0].y, a[0].z, a[0].w, b[2 * i], b[2 * i + 1]);
+        for (int n = 0; n < 2; ++n) {
+          mma(small[2 * pair + n], a[2].x, a[2].y, a[2].z, a[2].w, b[2 * n], b[2 * n + 1]);
+          mma(small[2 * pair + n], a[1].x, a[1].y, a[1].z, a[1].w, b[2 * n], b[2 * n + 1]);
+          mma(large[2 * pair + n], a[0].x, a[0].y, a[0].z, a[0].w, b[2 * n], b[2 * n + 1]);
         }
       }
     }
@@ -319,7 +327,8 @@ __global__ void __launch_bounds__(16 * kWarp) exponentials_kernel(Attention p) {
     sum += double{e};
   }
   sum = warp_sum(sum);
-  if (lane == 0) p.sums[head] = static_cast<float>(static_cast<double>(expf(p.sink[group * 16 + warp] - maximum)) + sum);
+  if (lane == 0)
+    p.sums[head] = static_cast<float>(static_cast<double>(expf(p.sink[group * 16 + warp] - maximum)) + sum);
   __syncthreads();
   const std::int64_t steps = p.stride / 16, first = t * p.heads + group * 16;
   for (int step = warp; step < padded / 16; step += 16)
@@ -356,7 +365,8 @@ __global__ void __launch_bounds__(kMatrixThreads, 2) values_kernel(ValuesArgs ar
   const std::int64_t head = group * kHeads + threadIdx.x / kWarp * 16;
   const bool works = head < p.heads;  // the others only load rows
   const int slice = static_cast<int>(blockIdx.x) * kSlice;
-  const uint4* e = p.exponentials + (t * p.heads + (works ? head : 0)) / 16 * (p.stride / 16) * 3 * kWarp + lane;
+  const uint4* e =
+      p.exponentials + (t * p.heads + (works ? head : 0)) / 16 * (p.stride / 16) * 3 * kWarp + lane;
   float sums[16][4] = {};
   for (std::int64_t chunk = first; chunk < last; ++chunk) {
     load_chunk(p, rows, chunk, slice, kSlice, tile, row_of, fresh_of);
@@ -369,7 +379,8 @@ __global__ void __launch_bounds__(kMatrixThreads, 2) values_kernel(ValuesArgs ar
 #pragma unroll
         for (int pair = 0; pair < 8; ++pair) {
           std::uint32_t b[4];
-          load_transposed(tile + (step * 16 + lane % 16) * (kSlice + kPadding) + pair * 16 + lane / 16 * 8, b);
+          load_transposed(tile + (step * 16 + lane % 16) * (kSlice + kPadding) + pair * 16 + lane / 16 * 8,
+                          b);
 #pragma unroll
           for (int i = 2; i >= 0; --i) {
             mma(part[2 * pair], a[i].x, a[i].y, a[i].z, a[i].w, b[0], b[1]);
@@ -388,7 +399,8 @@ __global__ void __launch_bounds__(kMatrixThreads, 2) values_kernel(ValuesArgs ar
   if (!works) return;
   float* to = apart ? args.partials + ((t * args.chunks + first) * p.heads + head + g) * dim + slice + 2 * q
                     : p.out + (t * p.heads + head + g) * dim + slice + 2 * q;
-  const float over = apart ? 1.0F : p.sums[t * p.heads + head + g], over_8 = apart ? 1.0F : p.sums[t * p.heads + head + g + 8];
+  const float over = apart ? 1.0F : p.sums[t * p.heads + head + g],
+              over_8 = apart ? 1.0F : p.sums[t * p.heads + head + g + 8];
 #pragma unroll
   for (int n = 0; n < 16; ++n) {
     *reinterpret_cast<float2*>(to + 8 * n) = {sums[n][0] / over, sums[n][1] / over};
@@ -432,28 +444,35 @@ void sparse_attention(Recorder& r, const SparseAttentionParams& p) {
   // The launches of a decode step stay the same while rows come in.
   std::int64_t chunks = (most + kChunk - 1) / kChunk;
   if (p.n_tokens <= 512 && chunks > 4) chunks = (chunks + 7) / 8 * 8;
-  const std::int64_t stride = chunks * kChunk, groups = (p.heads + kHeads - 1) / kHeads, slices = p.row.dim / kSlice;
-  const bool matrix = p.row.format == RowFormat::fp8_bf16 && p.row.dim % kSlice == 0 && p.row.rope_dim % 8 == 0 &&
-                      p.heads % 16 == 0;
+  const std::int64_t stride = chunks * kChunk, groups = (p.heads + kHeads - 1) / kHeads,
+                     slices = p.row.dim / kSlice;
+  const bool matrix = p.row.format == RowFormat::fp8_bf16 && p.row.dim % kSlice == 0 &&
+                      p.row.rope_dim % 8 == 0 && p.heads % 16 == 0;
   const bool apart = chunks > 1 && p.n_tokens * slices * groups < kEnoughBlocks;
 
   Attention a{};
-  a.scores = reinterpret_cast<float*>(r.scratch(kAttentionScores, static_cast<std::size_t>(p.n_tokens * p.heads * stride) * 4));
-  a.sums = reinterpret_cast<float*>(r.scratch(kAttentionSums, static_cast<std::size_t>(p.n_tokens * p.heads) * 4));
-  const std::int64_t query_parts = p.n_tokens * p.heads * p.row.dim * 3, row_parts = p.n_tokens * p.heads * stride * 3;
+  a.scores = reinterpret_cast<float*>(
+      r.scratch(kAttentionScores, static_cast<std::size_t>(p.n_tokens * p.heads * stride) * 4));
+  a.sums =
+      reinterpret_cast<float*>(r.scratch(kAttentionSums, static_cast<std::size_t>(p.n_tokens * p.heads) * 4));
+  const std::int64_t query_parts = p.n_tokens * p.heads * p.row.dim * 3,
+                     row_parts = p.n_tokens * p.heads * stride * 3;
   if (matrix) {
-    a.queries = reinterpret_cast<uint4*>(r.scratch(kAttentionQueries, static_cast<std::size_t>(query_parts) * 2));
-    a.exponentials = reinterpret_cast<uint4*>(r.scratch(kAttentionExponentials, static_cast<std::size_t>(row_parts) * 2));
+    a.queries =
+        reinterpret_cast<uint4*>(r.scratch(kAttentionQueries, static_cast<std::size_t>(query_parts) * 2));
+    a.exponentials =
+        reinterpret_cast<uint4*>(r.scratch(kAttentionExponentials, static_cast<std::size_t>(row_parts) * 2));
   }
   float* partials = nullptr;
   if (matrix && apart) {
-    partials = reinterpret_cast<float*>(
-        r.scratch(kAttentionPartials, static_cast<std::size_t>(p.n_tokens * chunks * p.heads * p.row.dim) * 4));
+    partials = reinterpret_cast<float*>(r.scratch(
+        kAttentionPartials, static_cast<std::size_t>(p.n_tokens * chunks * p.heads * p.row.dim) * 4));
   }
   std::vector<DeviceSegment> segments;
   segments.reserve(p.segments.size());
   for (const AttentionSegment& s : p.segments) {
-    DeviceSegment segment{s.begin, s.count, s.start, s.window, nullptr, s.compressed.offset, s.compressed.per_page};
+    DeviceSegment segment{
+        s.begin, s.count, s.start, s.window, nullptr, s.compressed.offset, s.compressed.per_page};
     const auto last = static_cast<std::size_t>(s.begin + s.count - 1);
     if (!p.visible.empty() && p.visible[last] > 0) {
       const std::int64_t pages = (p.visible[last] + s.compressed.per_page - 1) / s.compressed.per_page;
@@ -477,7 +496,8 @@ void sparse_attention(Recorder& r, const SparseAttentionParams& p) {
   a.stride = stride;
 
   const Range q = range(p.q, p.n_tokens * p.heads * p.row.dim), kv = range(p.kv, p.n_tokens * p.row.dim);
-  const Range out = range(p.out, p.n_tokens * p.heads * p.row.dim), sums = range(a.sums, p.n_tokens * p.heads);
+  const Range out = range(p.out, p.n_tokens * p.heads * p.row.dim),
+              sums = range(a.sums, p.n_tokens * p.heads);
   const Range scores = range(a.scores, p.n_tokens * p.heads * stride);
   const Range selected = range(p.selected, p.selected != nullptr ? p.n_tokens * p.k : 0);
   const dim3 per_head(count(p.n_tokens), count(p.heads));
@@ -490,20 +510,24 @@ void sparse_attention(Recorder& r, const SparseAttentionParams& p) {
     return;
   }
   const std::size_t tile = static_cast<std::size_t>(kChunk * (p.row.dim + kPadding)) * 2;
-  const Range queries = range(a.queries, query_parts / 8), exponentials = range(a.exponentials, row_parts / 8);
+  const Range queries = range(a.queries, query_parts / 8),
+              exponentials = range(a.exponentials, row_parts / 8);
   const std::int64_t fragments = p.n_tokens * (p.heads / 16) * (p.row.dim / 16);
   r.launch(split_queries_kernel, dim3(count((fragments + 7) / 8)), 256, 0, a, {q}, {queries});
   const dim3 grid(count(chunks), count(p.n_tokens), count(groups));
   if (p.n_tokens * chunks * groups < 2 * kEnoughBlocks)
-    r.launch(scores_kernel<2>, grid, 2 * kMatrixThreads, tile, a, {queries, kv, selected, sequence_rows()}, {scores});
+    r.launch(scores_kernel<2>, grid, 2 * kMatrixThreads, tile, a, {queries, kv, selected, sequence_rows()},
+             {scores});
   else
-    r.launch(scores_kernel<1>, grid, kMatrixThreads, tile, a, {queries, kv, selected, sequence_rows()}, {scores});
+    r.launch(scores_kernel<1>, grid, kMatrixThreads, tile, a, {queries, kv, selected, sequence_rows()},
+             {scores});
   r.launch(exponentials_kernel, dim3(count(p.n_tokens), count(p.heads / 16)), 16 * kWarp, 0, a, {scores},
            {scores, sums, exponentials});
   const ValuesArgs values{a, partials, chunks};
   const Range partial = range(partials, apart ? p.n_tokens * chunks * p.heads * p.row.dim : 0);
-  r.launch(values_kernel, dim3(count(slices), count(p.n_tokens), count(groups * (apart ? chunks : 1))), kMatrixThreads, 0,
-           values, {exponentials, sums, kv, selected, sequence_rows()}, {apart ? partial : out});
+  r.launch(values_kernel, dim3(count(slices), count(p.n_tokens), count(groups * (apart ? chunks : 1))),
+           kMatrixThreads, 0, values, {exponentials, sums, kv, selected, sequence_rows()},
+           {apart ? partial : out});
   if (apart) r.launch(add_chunks_kernel, per_head, 128, 0, values, {partial, sums}, {out});
 }
 

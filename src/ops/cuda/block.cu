@@ -19,15 +19,18 @@ __device__ inline float inverse_rms(const float* v, std::int64_t n, float eps, d
 #pragma unroll 8
   for (std::int64_t i = threadIdx.x; i < fours; i += blockDim.x) {
     const float4 x = reinterpret_cast<const float4*>(v)[i];
-    squares += (double{x.x} * double{x.x} + double{x.y} * double{x.y}) + (double{x.z} * double{x.z} + double{x.w} * double{x.w});
+    squares += (double{x.x} * double{x.x} + double{x.y} * double{x.y}) +
+               (double{x.z} * double{x.z} + double{x.w} * double{x.w});
   }
-  for (std::int64_t i = 4 * fours + threadIdx.x; i < n; i += blockDim.x) squares += double{v[i]} * double{v[i]};
+  for (std::int64_t i = 4 * fours + threadIdx.x; i < n; i += blockDim.x)
+    squares += double{v[i]} * double{v[i]};
   squares = block_sum(squares, scratch);
   return 1.0F / sqrtf(static_cast<float>(squares / static_cast<double>(n)) + eps);
 }
 
 // Streams lie `dim` apart; a thread has the same entry of all.
-__device__ inline void read_streams(const float* streams, const float* pre, int n, std::int64_t dim, float* out) {
+__device__ inline void read_streams(const float* streams, const float* pre, int n, std::int64_t dim,
+                                    float* out) {
 #pragma unroll 4
   for (std::int64_t i = threadIdx.x; i < dim; i += blockDim.x) {
     float sum = 0;
@@ -69,8 +72,8 @@ __global__ void hc_read_kernel(HcPreArgs p) {
   read_streams(streams, pre, n, p.dim, p.out + t * p.dim);
 }
 
-// What only hc_post waits for; a block per token. With at most five streams the mixing matrix lies in the lanes
-// of a warp.
+// What only hc_post waits for; a block per token. With at most five streams the mixing matrix lies in the
+// lanes of a warp.
 __global__ void hc_mix_kernel(HcPreArgs p) {
   __shared__ float matrix[kMostStreams * kMostStreams];
   const std::int64_t t = blockIdx.x;
@@ -161,7 +164,8 @@ __global__ void hc_head_kernel(HcHeadArgs p) {
   const float* streams = p.streams + t * n * p.dim;
   const float inverse = inverse_rms(streams, n * p.dim, p.norm_eps, scratch);
   if (threadIdx.x < n)
-    pre[threadIdx.x] = sigmoid(p.mix[t * n + threadIdx.x] * inverse * p.scale[0] + p.base[threadIdx.x]) + p.hc_eps;
+    pre[threadIdx.x] =
+        sigmoid(p.mix[t * n + threadIdx.x] * inverse * p.scale[0] + p.base[threadIdx.x]) + p.hc_eps;
   __syncthreads();
   read_streams(streams, pre, n, p.dim, p.out + t * p.dim);
 }
@@ -243,11 +247,25 @@ unsigned count(std::int64_t n) {
 
 void hc_pre(Recorder& r, const HcPreParams& p) {
   HADAL_CHECK(p.n <= kMostStreams);
-  auto* inverse = reinterpret_cast<float*>(r.next_scratch(static_cast<std::size_t>(p.n_tokens) * sizeof(float)));
-  const HcPreArgs args{p.streams, p.mix, p.scale, p.base, p.pre, p.post, p.comb, p.out, inverse, p.dim,
-                       static_cast<int>(p.n), static_cast<int>(p.sinkhorn_iters), p.norm_eps, p.hc_eps};
+  auto* inverse =
+      reinterpret_cast<float*>(r.next_scratch(static_cast<std::size_t>(p.n_tokens) * sizeof(float)));
+  const HcPreArgs args{p.streams,
+                       p.mix,
+                       p.scale,
+                       p.base,
+                       p.pre,
+                       p.post,
+                       p.comb,
+                       p.out,
+                       inverse,
+                       p.dim,
+                       static_cast<int>(p.n),
+                       static_cast<int>(p.sinkhorn_iters),
+                       p.norm_eps,
+                       p.hc_eps};
   const Range mix = range(p.mix, p.n_tokens * (2 + p.n) * p.n), inverse_range = range(inverse, p.n_tokens);
-  r.launch(hc_read_kernel, dim3(count(p.n_tokens)), 1024, 0, args, {range(p.streams, p.n_tokens * p.n * p.dim), mix},
+  r.launch(hc_read_kernel, dim3(count(p.n_tokens)), 1024, 0, args,
+           {range(p.streams, p.n_tokens * p.n * p.dim), mix},
            {range(p.pre, p.n_tokens * p.n), range(p.out, p.n_tokens * p.dim), inverse_range});
   r.launch(hc_mix_kernel, dim3(count(p.n_tokens)), 32, 0, args, {mix, inverse_range},
            {range(p.post, p.n_tokens * p.n), range(p.comb, p.n_tokens * p.n * p.n)});
@@ -259,8 +277,8 @@ void hc_post(Recorder& r, const HcPostParams& p) {
   r.launch(p.n == 4 ? hc_post_kernel<4> : hc_post_kernel<kMostStreams>,
            dim3(count(p.n_tokens), count((p.dim + 127) / 128)), 128, 0,
            HcPostArgs{p.y, p.post, p.comb, p.streams, p.dim, p.n},
-           {range(p.y, p.n_tokens * p.dim), range(p.post, p.n_tokens * p.n), range(p.comb, p.n_tokens * p.n * p.n),
-            streams},
+           {range(p.y, p.n_tokens * p.dim), range(p.post, p.n_tokens * p.n),
+            range(p.comb, p.n_tokens * p.n * p.n), streams},
            {streams});
 }
 
@@ -274,7 +292,8 @@ void hc_head(Recorder& r, const HcHeadParams& p) {
 
 void gate(Recorder& r, const GateParams& p) {
   const std::int32_t* tokens = p.table != nullptr ? r.stage(p.tokens) : nullptr;
-  r.launch(gate_kernel, dim3(count(p.n_tokens)), 256, static_cast<std::size_t>(2 * p.n_experts) * sizeof(float),
+  r.launch(gate_kernel, dim3(count(p.n_tokens)), 256,
+           static_cast<std::size_t>(2 * p.n_experts) * sizeof(float),
            GateArgs{p.logits, p.bias, p.table, tokens, p.scores, p.indices, p.weights,
                     static_cast<int>(p.n_experts), static_cast<int>(p.k), p.routed_scaling_factor, 0},
            {range(p.logits, p.n_tokens * p.n_experts)},

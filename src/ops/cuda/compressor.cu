@@ -11,8 +11,8 @@ struct Shape {
   std::int64_t ratio, dim, wide;  // m, c', o * c'
 };
 
-// Where the values and gates of a segment's tokens are: first those that the state has kept, then the batch's,
-// whose gates lack the position bias.
+// Where the values and gates of a segment's tokens are: first those that the state has kept, then the
+// batch's, whose gates lack the position bias.
 struct Source {
   const float *kept_values, *kept_gates;  // [kept, wide]
   const float *values, *gates;            // [.., wide], of the batch
@@ -31,13 +31,16 @@ struct Source {
 };
 
 // One channel of the block whose own tokens begin at `own` of the source.
-__device__ float pool(const Source& from, const Shape& shape, std::int64_t own, bool previous, std::int64_t channel) {
+__device__ float pool(const Source& from, const Shape& shape, std::int64_t own, bool previous,
+                      std::int64_t channel) {
   const std::int64_t own_channel = channel + shape.wide - shape.dim;  // of the second half, with overlap
   float maximum = -INFINITY;
   if (previous) {
-    for (std::int64_t t = own - shape.ratio; t < own; ++t) maximum = fmaxf(maximum, from.gate(t, channel, shape));
+    for (std::int64_t t = own - shape.ratio; t < own; ++t)
+      maximum = fmaxf(maximum, from.gate(t, channel, shape));
   }
-  for (std::int64_t t = own; t < own + shape.ratio; ++t) maximum = fmaxf(maximum, from.gate(t, own_channel, shape));
+  for (std::int64_t t = own; t < own + shape.ratio; ++t)
+    maximum = fmaxf(maximum, from.gate(t, own_channel, shape));
   double weighted = 0, total = 0;
   const auto add = [&](std::int64_t t, std::int64_t c) {
     const double e = expf(from.gate(t, c, shape) - maximum);
@@ -61,7 +64,8 @@ __global__ void compress_kernel(CompressArgs p) {
   const std::int64_t b = blockIdx.x, channel = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (channel >= p.shape.dim) return;
   const std::int64_t own = p.from.kept + b * p.shape.ratio;
-  p.out[b * p.shape.dim + channel] = pool(p.from, p.shape, own, p.overlap != 0 && own >= p.shape.ratio, channel);
+  p.out[b * p.shape.dim + channel] =
+      pool(p.from, p.shape, own, p.overlap != 0 && own >= p.shape.ratio, channel);
 }
 
 // A segment, or a block that it completes.
@@ -78,8 +82,13 @@ struct TokensArgs {
   std::int64_t overlap;
 };
 __device__ inline Source source_of(const TokensArgs& p, const Piece& piece) {
-  return {piece.values, piece.gates, p.values + piece.begin * p.shape.wide, p.gates + piece.begin * p.shape.wide,
-          p.bias,       piece.kept,  piece.start};
+  return {piece.values,
+          piece.gates,
+          p.values + piece.begin * p.shape.wide,
+          p.gates + piece.begin * p.shape.wide,
+          p.bias,
+          piece.kept,
+          piece.start};
 }
 // A block of threads per completed block of tokens.
 __global__ void pool_kernel(TokensArgs p) {
@@ -98,7 +107,8 @@ __global__ void tail_kernel(TokensArgs p) {
   const Source from = source_of(p, piece);
   const std::int64_t keep = piece.own, first = piece.kept + piece.count - keep;
   for (std::int64_t t = 0; t < keep; ++t) {
-    const float value = from.value(first + t, channel, p.shape.wide), gate = from.gate(first + t, channel, p.shape);
+    const float value = from.value(first + t, channel, p.shape.wide),
+                gate = from.gate(first + t, channel, p.shape);
     piece.values[t * p.shape.wide + channel] = value;
     piece.gates[t * p.shape.wide + channel] = gate;
   }
@@ -113,13 +123,15 @@ dim3 grid(std::size_t pieces, std::int64_t channels) {
 void compress(Recorder& r, const CompressParams& p) {
   const std::int64_t wide = p.overlap ? 2 * p.dim : p.dim;
   const std::int64_t kept = p.has_previous ? p.ratio : 0;
-  const CompressArgs args{{p.values, p.gates, p.values + kept * wide, p.gates + kept * wide, nullptr, kept, 0},
-                          {p.ratio, p.dim, wide},
-                          p.out,
-                          p.overlap ? 1 : 0};
+  const CompressArgs args{
+      {p.values, p.gates, p.values + kept * wide, p.gates + kept * wide, nullptr, kept, 0},
+      {p.ratio, p.dim, wide},
+      p.out,
+      p.overlap ? 1 : 0};
   const std::int64_t tokens = kept + p.n_blocks * p.ratio;
   r.launch(compress_kernel, grid(static_cast<std::size_t>(p.n_blocks), p.dim), 128, 0, args,
-           {range(p.values, tokens * wide), range(p.gates, tokens * wide)}, {range(p.out, p.n_blocks * p.dim)});
+           {range(p.values, tokens * wide), range(p.gates, tokens * wide)},
+           {range(p.out, p.n_blocks * p.dim)});
 }
 
 void compress_tokens(Recorder& r, const CompressTokensParams& p) {
@@ -127,7 +139,8 @@ void compress_tokens(Recorder& r, const CompressTokensParams& p) {
   std::vector<Piece> tails, blocks;
   tails.reserve(p.segments.size());
   for (const CompressSegment& s : p.segments) {
-    Piece piece{s.begin, s.count, s.start, CompressSegment::kept(s.start, m, p.overlap), 0, s.values, s.gates};
+    Piece piece{s.begin, s.count,  s.start, CompressSegment::kept(s.start, m, p.overlap),
+                0,       s.values, s.gates};
     const std::int64_t first = s.start / m, last = (s.start + s.count) / m;
     for (std::int64_t b = first; b < last; ++b) {
       piece.own = b * m - s.start + piece.kept;
@@ -137,7 +150,8 @@ void compress_tokens(Recorder& r, const CompressTokensParams& p) {
     tails.push_back(piece);
   }
   const CompressSegment& last = p.segments.back();
-  const Range values = range(p.values, (last.begin + last.count) * wide), gates = range(p.gates, (last.begin + last.count) * wide);
+  const Range values = range(p.values, (last.begin + last.count) * wide),
+              gates = range(p.gates, (last.begin + last.count) * wide);
   // The tails of all sequences lie alike; that of the first stands for them.
   const Range tail_values = range(p.segments[0].values, wide), tail_gates = range(p.segments[0].gates, wide);
   TokensArgs args{p.values, p.gates, p.bias, nullptr, p.out, {m, p.dim, wide}, p.overlap ? 1 : 0};

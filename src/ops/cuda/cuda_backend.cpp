@@ -15,10 +15,11 @@ Result<std::unique_ptr<Backend>> CudaBackend::make() {
   cudaDeviceProp device;
   cuda::check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
   if (device.major != 9 || device.minor != 0) {
-    return fail(ErrorCode::unsupported,
-                fmt::format("backend 'cuda': {} has compute capability {}.{}, and the kernels are for 9.0 (H100, "
-                            "H200)",
-                            device.name, device.major, device.minor));
+    return fail(
+        ErrorCode::unsupported,
+        fmt::format("backend 'cuda': {} has compute capability {}.{}, and the kernels are for 9.0 (H100, "
+                    "H200)",
+                    device.name, device.major, device.minor));
   }
   return std::make_unique<CudaBackend>(device.name);
 }
@@ -43,7 +44,8 @@ void CudaBackend::finish() {
   if (recorder_.full()) recorder_.flush();
 }
 
-cuda::RowSteps& CudaBackend::step(Step step, const float* x, float* out, std::int64_t rows, std::int64_t dim) {
+cuda::RowSteps& CudaBackend::step(Step step, const float* x, float* out, std::int64_t rows,
+                                  std::int64_t dim) {
   const bool continues = last_step_ != Step::none && step > last_step_ && x == out && rows_.out == x &&
                          rows_.rows == rows && rows_.dim == dim;
   if (!continues) {

@@ -1,9 +1,9 @@
 // What the kernels share: the number formats, reductions of one order, matrix fragments.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include <cstdint>
+
+#include <cuda_bf16.h>
 
 #include "ops/linear.h"
 #include "ops/row_format.h"
@@ -16,11 +16,14 @@ constexpr unsigned kAll = 0xffffffff;
 // --- number formats (tensor/codec.h) -----------------------------------------------------------------------
 
 __device__ inline float e8m0(std::uint8_t b) {
-  return b == 255 ? __uint_as_float(0x7fc00000U) : b == 0 ? __uint_as_float(0x00400000U) : __uint_as_float(std::uint32_t{b} << 23);
+  return b == 255 ? __uint_as_float(0x7fc00000U)
+         : b == 0 ? __uint_as_float(0x00400000U)
+                  : __uint_as_float(std::uint32_t{b} << 23);
 }
 
 __device__ inline float e4m3(std::uint8_t code) {
-  const std::uint32_t exponent = (code >> 3) & 15, mantissa = code & 7, sign = std::uint32_t{code & 128U} << 24;
+  const std::uint32_t exponent = (code >> 3) & 15, mantissa = code & 7,
+                      sign = std::uint32_t{code & 128U} << 24;
   if ((code & 127) == 127) return __uint_as_float(0x7fc00000U);
   const float magnitude = exponent == 0 ? static_cast<float>(mantissa) * 0.001953125F
                                         : __uint_as_float((exponent + 120) << 23 | mantissa << 20);
@@ -29,8 +32,8 @@ __device__ inline float e4m3(std::uint8_t code) {
 
 __device__ inline float e2m1(unsigned code) {
   const unsigned m = code & 7;
-  const float magnitude = m < 2 ? 0.5F * static_cast<float>(m)
-                                : __uint_as_float((126 + (m >> 1)) << 23 | (m & 1) << 22);
+  const float magnitude =
+      m < 2 ? 0.5F * static_cast<float>(m) : __uint_as_float((126 + (m >> 1)) << 23 | (m & 1) << 22);
   return (code & 8) != 0 ? -magnitude : magnitude;
 }
 
@@ -49,7 +52,14 @@ __device__ inline std::uint8_t to_e4m3(float x) {
 __device__ inline std::uint8_t to_e2m1(float x) {
   const auto sign = static_cast<std::uint8_t>((__float_as_uint(x) >> 28) & 8);
   const float a = fabsf(x);
-  const int code = !(a > .25F) ? 0 : a < .75F ? 1 : a <= 1.25F ? 2 : a < 1.75F ? 3 : a <= 2.5F ? 4 : a < 3.5F ? 5 : a <= 5.F ? 6 : 7;
+  const int code = !(a > .25F)  ? 0
+                   : a < .75F   ? 1
+                   : a <= 1.25F ? 2
+                   : a < 1.75F  ? 3
+                   : a <= 2.5F  ? 4
+                   : a < 3.5F   ? 5
+                   : a <= 5.F   ? 6
+                                : 7;
   return static_cast<std::uint8_t>(sign | code);
 }
 
@@ -116,12 +126,12 @@ __device__ inline double block_sum(double x, double* scratch) {
 // --- matrix fragments --------------------------------------------------------------------------------------
 
 // d[16][8] += a[16][16] b[16][8]: a thread (g = lane / 4, q = lane % 4) has of a the pairs of columns 2q and
-// 2q + 8 of rows g and g + 8 (a0: row g, a1: row g + 8, a2 and a3 eight columns on), of b the pairs of rows 2q
-// and 2q + 8 of column g, of d columns 2q and 2q + 1 of rows g (d0, d1) and g + 8 (d2, d3).
-__device__ inline void mma(float (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
-                           std::uint32_t b0, std::uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+// 2q + 8 of rows g and g + 8 (a0: row g, a1: row g + 8, a2 and a3 eight columns on), of b the pairs of rows
+// 2q and 2q + 8 of column g, of d columns 2q and 2q + 1 of rows g (d0, d1) and g + 8 (d2, d3).
+__device__ inline void mma(float (&d)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                           std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }

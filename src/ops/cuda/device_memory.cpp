@@ -40,6 +40,12 @@ DeviceMemory::~DeviceMemory() {
   cudaStreamDestroy(stream_);
 }
 
+std::size_t DeviceMemory::available() const {
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return free;
+}
+
 std::byte* DeviceMemory::allocate(std::size_t bytes) {
   bytes = rounded(bytes);
   auto& free = free_[bytes];
@@ -89,7 +95,8 @@ void DeviceMemory::copy(std::byte* to, const std::byte* from, std::size_t bytes)
 void DeviceMemory::write(std::byte* to, const void* from_host, std::size_t bytes) {
   if (bytes == 0) return;
   flush();
-  check(cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, stream_), "cudaMemcpyAsync to the device");
+  check(cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, stream_),
+        "cudaMemcpyAsync to the device");
   check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
 }
 

@@ -1,5 +1,5 @@
-// Routed and shared experts: (token, expert) pairs sorted by expert into slots, the shared expert's behind them;
-// then launches for w1 and w3 and for w2 of both, and one for the sums.
+// Routed and shared experts: (token, expert) pairs sorted by expert into slots, the shared expert's behind
+// them; then launches for w1 and w3 and for w2 of both, and one for the sums.
 #include <algorithm>
 #include <vector>
 
@@ -91,8 +91,8 @@ __device__ inline float swiglu(float gate, float up, float weight, float limit) 
   return weight * (g / (1.0F + expf(-g)) * u);
 }
 
-// One of the two launches over the experts of a format: the routed ones by jobs, or the shared one, whose slots
-// come behind all pairs.
+// One of the two launches over the experts of a format: the routed ones by jobs, or the shared one, whose
+// slots come behind all pairs.
 struct ExpertArgs {
   Routing r;
   PackedInput in;
@@ -104,7 +104,9 @@ struct ExpertArgs {
   int kept_rounds;  // RowShared
 
   __device__ int pairs() const { return static_cast<int>(r.n_tokens * r.k); }
-  __device__ int jobs() const { return shared != 0 ? (static_cast<int>(r.n_tokens) + tile - 1) / tile : *r.n_jobs; }
+  __device__ int jobs() const {
+    return shared != 0 ? (static_cast<int>(r.n_tokens) + tile - 1) / tile : *r.n_jobs;
+  }
   __device__ Job job(int i) const {
     if (shared == 0) return r.jobs[i];
     const DeviceExpert& e = r.experts[r.n_experts];
@@ -124,7 +126,11 @@ struct FewHidden {
 
   __device__ RowItem<2> item(int i) const {
     const Job job = p.job(i / row_tiles);
-    return {{{job.e.w1, job.e.s1}, {job.e.w3, job.e.s3}}, i % row_tiles * 16, static_cast<int>(p.inter), job.begin, job.count};
+    return {{{job.e.w1, job.e.s1}, {job.e.w3, job.e.s3}},
+            i % row_tiles * 16,
+            static_cast<int>(p.inter),
+            job.begin,
+            job.count};
   }
   __device__ const std::uint16_t* input(const RowItem<2>& item, int column) const {
     return p.in.x + p.token(item.first + column) * p.in.stride;
@@ -184,7 +190,11 @@ struct ManyHidden {
   __device__ TileItem item(int i) const {
     const Job job = p.job(i / row_tiles);
     const int row = i % row_tiles * kTileRows64;
-    return {{{job.e.w1, job.e.s1}, {job.e.w3, job.e.s3}}, {row, row}, static_cast<int>(p.inter), job.begin, job.count};
+    return {{{job.e.w1, job.e.s1}, {job.e.w3, job.e.s3}},
+            {row, row},
+            static_cast<int>(p.inter),
+            job.begin,
+            job.count};
   }
   __device__ const std::uint16_t* input(const TileItem& item, int column) const {
     return p.in.x + p.token(item.first + column) * p.in.stride;
@@ -194,8 +204,11 @@ struct ManyHidden {
   __device__ std::int64_t plane() const { return p.in.plane; }
   __device__ void store(const TileItem& item, const float (&sums)[kTokens / 2], float* shared) const {
     constexpr int kStride = kTileRows64 + 4;
-    const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp, row_here = tid % 128 / kWarp * 16 + lane / 4;
-    const auto at = [&](int n, int i) { return (8 * n + lane % 4 * 2 + i % 2) * kStride + row_here + i / 2 * 8; };
+    const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarp,
+              row_here = tid % 128 / kWarp * 16 + lane / 4;
+    const auto at = [&](int n, int i) {
+      return (8 * n + lane % 4 * 2 + i % 2) * kStride + row_here + i / 2 * 8;
+    };
     if (tid >= 128) {
 #pragma unroll
       for (int n = 0; n < kTokens / 8; ++n) {
@@ -253,7 +266,8 @@ struct ManyOutput {
 
 template <Kind kind, int kParts, int kTokens>
 __global__ void __launch_bounds__(kTileThreads, 1) many_hidden_kernel(ExpertArgs p) {
-  const int row_tiles = (static_cast<int>(p.inter) + kTileRows64 - 1) / kTileRows64, work = static_cast<int>(blockIdx.x);
+  const int row_tiles = (static_cast<int>(p.inter) + kTileRows64 - 1) / kTileRows64,
+            work = static_cast<int>(blockIdx.x);
   if (work < p.jobs() * row_tiles) multiply_tile<kind, kParts>(ManyHidden<kTokens>{p, row_tiles}, work);
 }
 template <Kind kind, int kParts, int kTokens>
@@ -275,7 +289,8 @@ struct PlainArgs {
 };
 __device__ inline float plain_dot(const DeviceLinear& w, std::int64_t row, const float* x) {
   float sum = 0;
-  for (std::int64_t k = threadIdx.x % kWarp; k < w.in; k += kWarp) sum = fmaf(weight_at(w, row, k), x[k], sum);
+  for (std::int64_t k = threadIdx.x % kWarp; k < w.in; k += kWarp)
+    sum = fmaf(weight_at(w, row, k), x[k], sum);
   return warp_sum(sum);
 }
 template <bool hidden>
@@ -321,7 +336,9 @@ __global__ void combine_kernel(CombineArgs p) {
       place += other < id || (other == id && i < mine) ? 1 : 0;
     }
     const bool here = p.r.experts[id].w1 != nullptr;
-    slots[place] = !here ? -1 : p.r.slot_of != nullptr ? p.r.slot_of[t * k + mine] : static_cast<int>(t * k) + mine;
+    slots[place] = !here                    ? -1
+                   : p.r.slot_of != nullptr ? p.r.slot_of[t * k + mine]
+                                            : static_cast<int>(t * k) + mine;
   }
   __syncthreads();
   const std::int64_t at = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
@@ -358,9 +375,11 @@ template <class Launch>
 void for_kind(Linear::Format format, bool rounded, Launch&& launch) {
   switch (kind_of(format)) {
     case Kind::fp8:
-      return rounded ? launch.template operator()<Kind::fp8, 1>() : launch.template operator()<Kind::fp8, 3>();
+      return rounded ? launch.template operator()<Kind::fp8, 1>()
+                     : launch.template operator()<Kind::fp8, 3>();
     case Kind::fp4:
-      return rounded ? launch.template operator()<Kind::fp4, 1>() : launch.template operator()<Kind::fp4, 3>();
+      return rounded ? launch.template operator()<Kind::fp4, 1>()
+                     : launch.template operator()<Kind::fp4, 3>();
     case Kind::bf16:
       return launch.template operator()<Kind::bf16, 3>();
   }
@@ -372,14 +391,16 @@ void launch_hidden(Recorder& r, ExpertArgs args, const Plan& plan, Linear::Forma
     if (plan.in_tiles) {
       const std::int64_t tiles = plan.most_jobs * ((args.inter + kTileRows64 - 1) / kTileRows64);
       r.launch(plan.tokens == 64 ? many_hidden_kernel<kind, parts, 64> : many_hidden_kernel<kind, parts, 128>,
-               dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(parts, plan.tokens), args, reads, writes);
+               dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(parts, plan.tokens), args,
+               reads, writes);
       return;
     }
     const RowShared shared = row_shared(args.dim, plan.tiles, 2);
     args.kept_rounds = shared.rounds;
     const std::int64_t items = plan.most_jobs * ((args.inter + 15) / 16);
     const auto launch = [&](auto kernel) {
-      r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(parts, plan.tiles)))),
+      r.launch(kernel,
+               dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(parts, plan.tiles)))),
                kRowThreads, shared.bytes, args, reads, writes);
     };
     plan.tiles == 1   ? launch(few_hidden_kernel<kind, parts, 1>)
@@ -394,14 +415,16 @@ void launch_output(Recorder& r, ExpertArgs args, const Plan& plan, Linear::Forma
     if (plan.in_tiles) {
       const std::int64_t tiles = plan.most_jobs * ((args.dim + 2 * kTileRows64 - 1) / (2 * kTileRows64));
       r.launch(plan.tokens == 64 ? many_output_kernel<kind, parts, 64> : many_output_kernel<kind, parts, 128>,
-               dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(parts, plan.tokens), args, reads, writes);
+               dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(parts, plan.tokens), args,
+               reads, writes);
       return;
     }
     const RowShared shared = row_shared(args.inter, plan.tiles, 1);
     args.kept_rounds = shared.rounds;
     const std::int64_t items = plan.most_jobs * ((args.dim + 15) / 16);
     const auto launch = [&](auto kernel) {
-      r.launch(kernel, dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(parts, plan.tiles)))),
+      r.launch(kernel,
+               dim3(static_cast<unsigned>(std::min(items, kMultiprocessors * row_blocks(parts, plan.tiles)))),
                kRowThreads, shared.bytes, args, reads, writes);
     };
     plan.tiles == 1   ? launch(few_output_kernel<kind, parts, 1>)
@@ -416,7 +439,8 @@ void experts(Recorder& r, const ExpertsParams& p) {
   const auto n_experts = static_cast<std::int64_t>(p.experts.size());
   const std::int64_t pairs = p.n_tokens * p.k, slots = pairs + p.n_tokens;
   HADAL_CHECK(n_experts < 1024 && p.k <= 32);
-  const auto some = std::find_if(p.experts.begin(), p.experts.end(), [](const Expert& e) { return e.has_weights(); });
+  const auto some =
+      std::find_if(p.experts.begin(), p.experts.end(), [](const Expert& e) { return e.has_weights(); });
   const Expert* routed = some != p.experts.end() ? &*some : nullptr;
   const bool fast = (routed == nullptr || (multiplies(routed->w1) && multiplies(routed->w2))) &&
                     (p.shared == nullptr || (multiplies(p.shared->w1) && multiplies(p.shared->w2)));
@@ -424,16 +448,20 @@ void experts(Recorder& r, const ExpertsParams& p) {
   // Scratch first: what is staged must not be sent before it is used.
   const auto align = [](std::int64_t bytes) { return static_cast<std::size_t>((bytes + 255) / 256 * 256); };
   const std::size_t pair_bytes = align(pairs * 4), slot_bytes = align(slots * 4);
-  const std::size_t slots_bytes = pair_bytes + 2 * slot_bytes + align(slots * std::int64_t{sizeof(Job)}) + 256;
+  const std::size_t slots_bytes =
+      pair_bytes + 2 * slot_bytes + align(slots * std::int64_t{sizeof(Job)}) + 256;
   std::byte* at = r.scratch(kExpertSlots, slots_bytes);
-  auto* hidden = reinterpret_cast<float*>(r.scratch(kExpertHidden, static_cast<std::size_t>(slots * p.inter) * 4));
-  auto* output = reinterpret_cast<float*>(r.scratch(kExpertOutput, static_cast<std::size_t>(slots * p.dim) * 4));
+  auto* hidden =
+      reinterpret_cast<float*>(r.scratch(kExpertHidden, static_cast<std::size_t>(slots * p.inter) * 4));
+  auto* output =
+      reinterpret_cast<float*>(r.scratch(kExpertOutput, static_cast<std::size_t>(slots * p.dim) * 4));
 
   std::vector<DeviceExpert> table;
   table.reserve(p.experts.size() + 1);
   const auto bytes = [](const std::byte* w) { return reinterpret_cast<const std::uint8_t*>(w); };
   const auto add = [&](const Expert& e) {
-    table.push_back({bytes(e.w1.weight), e.w1.scale, bytes(e.w2.weight), e.w2.scale, bytes(e.w3.weight), e.w3.scale});
+    table.push_back(
+        {bytes(e.w1.weight), e.w1.scale, bytes(e.w2.weight), e.w2.scale, bytes(e.w3.weight), e.w3.scale});
   };
   for (const Expert& e : p.experts) add(e);
   add(p.shared != nullptr ? *p.shared : Expert{});
@@ -462,15 +490,19 @@ void experts(Recorder& r, const ExpertsParams& p) {
       const Range own_hidden = range(hidden + first * p.inter, count * p.inter);
       const Range own_output = range(output + first * p.dim, count * p.dim);
       const PackedInput x = pack(r, p.x, p.n_tokens, p.dim, like.w1.format, rounded, plan.in_tiles);
-      ExpertArgs args{routing, x, hidden, p.dim, p.inter, static_cast<int>(plan.tile()), shared ? 1 : 0, p.swiglu_limit, 0};
-      launch_hidden(r, args, plan, like.w1.format, rounded, {range(x.x, x.plane * parts), slots_range}, {own_hidden});
+      ExpertArgs args{
+          routing,        x, hidden, p.dim, p.inter, static_cast<int>(plan.tile()), shared ? 1 : 0,
+          p.swiglu_limit, 0};
+      launch_hidden(r, args, plan, like.w1.format, rounded, {range(x.x, x.plane * parts), slots_range},
+                    {own_hidden});
       args.in = pack(r, hidden + first * p.inter, count, p.inter, like.w2.format, rounded, plan.in_tiles);
       args.out = output;
-      launch_output(r, args, plan, like.w2.format, rounded, {range(args.in.x, args.in.plane * parts), slots_range},
-                    {own_output});
+      launch_output(r, args, plan, like.w2.format, rounded,
+                    {range(args.in.x, args.in.plane * parts), slots_range}, {own_output});
     };
     const Plan routed_plan = plan(pairs, n_experts);
-    r.launch(assign_kernel, dim3(1), 1024, 0, AssignArgs{routing, routed_plan.tile()}, {indices, weights}, {slots_range});
+    r.launch(assign_kernel, dim3(1), 1024, 0, AssignArgs{routing, routed_plan.tile()}, {indices, weights},
+             {slots_range});
     if (routed != nullptr) run(*routed, false, routed_plan);
     if (p.shared != nullptr) {
       Plan shared_plan = plan(p.n_tokens, 1);
@@ -479,20 +511,27 @@ void experts(Recorder& r, const ExpertsParams& p) {
     }
   } else {
     routing.slot_of = nullptr;
-    PlainArgs args{routing, p.x,     hidden,
-                   p.dim,   p.inter, static_cast<std::int64_t>((routed != nullptr ? *routed : *p.shared).w1.format),
-                   static_cast<std::int64_t>((p.shared != nullptr ? *p.shared : *routed).w1.format), p.swiglu_limit, 0};
-    r.launch(plain_kernel<true>, dim3(static_cast<unsigned>(slots), static_cast<unsigned>((p.inter + 7) / 8)), 256, 0,
-             args, {x_range, indices, weights}, {all_hidden});
+    PlainArgs args{routing,
+                   p.x,
+                   hidden,
+                   p.dim,
+                   p.inter,
+                   static_cast<std::int64_t>((routed != nullptr ? *routed : *p.shared).w1.format),
+                   static_cast<std::int64_t>((p.shared != nullptr ? *p.shared : *routed).w1.format),
+                   p.swiglu_limit,
+                   0};
+    r.launch(plain_kernel<true>, dim3(static_cast<unsigned>(slots), static_cast<unsigned>((p.inter + 7) / 8)),
+             256, 0, args, {x_range, indices, weights}, {all_hidden});
     args.x = hidden;
     args.y = output;
-    r.launch(plain_kernel<false>, dim3(static_cast<unsigned>(slots), static_cast<unsigned>((p.dim + 7) / 8)), 256, 0,
-             args, {all_hidden, indices}, {all_output});
+    r.launch(plain_kernel<false>, dim3(static_cast<unsigned>(slots), static_cast<unsigned>((p.dim + 7) / 8)),
+             256, 0, args, {all_hidden, indices}, {all_output});
   }
   const Range out = range(p.out, p.n_tokens * p.dim);
-  r.launch(combine_kernel, dim3(static_cast<unsigned>(p.n_tokens), static_cast<unsigned>((p.dim + 255) / 256)), 256, 0,
-           CombineArgs{routing, output, p.out, p.dim, p.accumulate ? 1 : 0, 0}, {all_output, indices, slots_range, out},
-           {out});
+  r.launch(combine_kernel,
+           dim3(static_cast<unsigned>(p.n_tokens), static_cast<unsigned>((p.dim + 255) / 256)), 256, 0,
+           CombineArgs{routing, output, p.out, p.dim, p.accumulate ? 1 : 0, 0},
+           {all_output, indices, slots_range, out}, {out});
 }
 
 }  // namespace hadal::cuda

@@ -1,8 +1,8 @@
 // Quantised weights as operands of the matrix units.
 //
-// BF16 holds every FP8 and FP4 weight exactly, FP4 with its scale. The matrix units do not care in which order k
-// comes, if it is the same for both operands; so a thread takes the k whose weights lie together, and the input
-// is laid out to match (pack_kernel in linear.cu).
+// BF16 holds every FP8 and FP4 weight exactly, FP4 with its scale. The matrix units do not care in which
+// order k comes, if it is the same for both operands; so a thread takes the k whose weights lie together, and
+// the input is laid out to match (pack_kernel in linear.cu).
 #pragma once
 
 #include "ops/cuda/device.cuh"
@@ -69,7 +69,7 @@ __device__ inline void from_e2m1(std::uint32_t w, std::uint32_t factor, std::uin
   pairs[3] = multiply_bf16((w & kSigns) | ((w >> 6) & kRest), factor);
 }
 constexpr std::uint32_t kE2m1Bias = 0x7e807e80;  // 2^126
-constexpr std::uint32_t kMostFolded = 128;       // the largest E8M0 byte whose scale times 2^126 is a BF16 number
+constexpr std::uint32_t kMostFolded = 128;  // the largest E8M0 byte whose scale times 2^126 is a BF16 number
 
 // An E8M0 scale as BF16, in both halves.
 __device__ inline std::uint32_t bf16_scale(std::uint32_t byte) {
@@ -121,7 +121,8 @@ struct RawBlock {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int c = 0; c < kLoads; ++c) codes[half][c] = load_stream(rows.weight[half] + block * kBytes + c * 64);
+      for (int c = 0; c < kLoads; ++c)
+        codes[half][c] = load_stream(rows.weight[half] + block * kBytes + c * 64);
       if constexpr (kind != Kind::bf16) scale[half] = load_byte(rows.scale[half] + block * kScales);
     }
   }
@@ -173,8 +174,8 @@ struct RawBlock {
   }
 };
 
-// Where thread q's input of a block begins, and its v-th eight entries behind that: those of instructions 2v and
-// 2v + 1.
+// Where thread q's input of a block begins, and its v-th eight entries behind that: those of instructions 2v
+// and 2v + 1.
 template <Kind kind>
 __device__ constexpr int input_first(int q) {
   return q * (kind == Kind::fp8 ? 16 : kind == Kind::fp4 ? 32 : 8);

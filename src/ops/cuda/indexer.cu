@@ -1,7 +1,7 @@
 // The lightning indexer: scores of compressed rows and the best of them.
 //
-// Scores over FP4 rows have the bits that IndexScoresParams fixes: the matrix units sum a block of 32 exactly,
-// everything else has its one order in float32.
+// Scores over FP4 rows have the bits that IndexScoresParams fixes: the matrix units sum a block of 32
+// exactly, everything else has its one order in float32.
 #include <algorithm>
 #include <vector>
 
@@ -44,8 +44,9 @@ __global__ void plain_scores_kernel(Scores p) {
     const auto k = static_cast<int>(at % dim);
     const std::byte* rows = p.pages[t][b / p.per_page] + p.offset;
     const std::int64_t i = b % p.per_page;
-    shared[at / dim * (dim + 1) + k] = p.shape.format == RowFormat::f32 ? row_entry(p.shape, rows + i * p.shape.bytes, k)
-                                                                        : fp4_entry(p.shape, rows, i, k);
+    shared[at / dim * (dim + 1) + k] = p.shape.format == RowFormat::f32
+                                           ? row_entry(p.shape, rows + i * p.shape.bytes, k)
+                                           : fp4_entry(p.shape, rows, i, k);
   }
   __syncthreads();
   if (tid >= n) return;
@@ -118,7 +119,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) scores_kernel(Scores p) {
 #pragma unroll
         for (int block = 0; block < kMostDim / 32; ++block) {
           if (block * 32 >= dim) break;
-          const uint4 x = *reinterpret_cast<const uint4*>(queries + (8 * n + g) * stride + block * 32 + q * 8);
+          const uint4 x =
+              *reinterpret_cast<const uint4*>(queries + (8 * n + g) * stride + block * 32 + q * 8);
           float sum[4] = {};
           mma(sum, a[block][0][0], a[block][0][1], a[block][0][2], a[block][0][3], x.x, x.y);
           mma(sum, a[block][1][0], a[block][1][1], a[block][1][2], a[block][1][3], x.z, x.w);
@@ -138,7 +140,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) scores_kernel(Scores p) {
     if (first + lane < visible) {
       const float* own = own_dots + lane * (heads + 1);
       float score = 0;
-      for (int h = 0; h < heads; ++h) score = fmaf(p.weights[t * heads + h], own[h] > 0 ? own[h] : 0.0F, score);
+      for (int h = 0; h < heads; ++h)
+        score = fmaf(p.weights[t * heads + h], own[h] > 0 ? own[h] : 0.0F, score);
       p.scores[t * p.stride + first + lane] = score;
     }
     __syncwarp();
@@ -163,8 +166,8 @@ struct SelectArgs {
 };
 constexpr int kSelectThreads = 1024, kBins = 2048;
 
-// A block per token: the k-th largest key by radix, eleven bits at a time, then the rows at or above it in order;
-// of those at it the lowest.
+// A block per token: the k-th largest key by radix, eleven bits at a time, then the rows at or above it in
+// order; of those at it the lowest.
 __global__ void __launch_bounds__(kSelectThreads) select_kernel(SelectArgs p) {
   __shared__ int bins[kBins];
   __shared__ int above_of[kWarp], equal_of[kWarp];
@@ -193,7 +196,8 @@ __global__ void __launch_bounds__(kSelectThreads) select_kernel(SelectArgs p) {
     }
     __syncthreads();
     if (warp == 0) {
-      // Lane l sums the bins from the top that are its own; then the one where `wanted` is reached looks closer.
+      // Lane l sums the bins from the top that are its own; then the one where `wanted` is reached looks
+      // closer.
       constexpr int kOwn = kBins / kWarp;
       int own = 0;
       for (int i = 0; i < kOwn; ++i) own += bins[kBins - 1 - (lane * kOwn + i)];
@@ -247,7 +251,8 @@ __global__ void __launch_bounds__(kSelectThreads) select_kernel(SelectArgs p) {
     const unsigned is_equal = __ballot_sync(kAll, b < end && key == prefix);
     const int equal_here = equal_before + __popc(is_equal & below);
     const int place = above_before + __popc(is_above & below) + min(equal_here, wanted);
-    if (b < end && (key > prefix || (key == prefix && equal_here < wanted))) out[place] = static_cast<std::int32_t>(b);
+    if (b < end && (key > prefix || (key == prefix && equal_here < wanted)))
+      out[place] = static_cast<std::int32_t>(b);
     above_before += __popc(is_above);
     equal_before += __popc(is_equal);
   }
@@ -258,22 +263,25 @@ unsigned count(std::int64_t n) {
 }
 
 void launch_scores(Recorder& r, const Scores& args, std::int64_t n_tokens, std::int64_t most) {
-  const Range q = range(args.q, n_tokens * args.heads * args.shape.dim), weights = range(args.weights, n_tokens * args.heads);
+  const Range q = range(args.q, n_tokens * args.heads * args.shape.dim),
+              weights = range(args.weights, n_tokens * args.heads);
   const Range scores = range(args.scores, n_tokens * args.stride);
-  const bool matrix = args.shape.format == RowFormat::fp4_tiles && args.shape.dim <= kMostDim && args.heads % 8 == 0 &&
-                      args.heads <= kMostHeads && args.per_page % kTileRows == 0;
+  const bool matrix = args.shape.format == RowFormat::fp4_tiles && args.shape.dim <= kMostDim &&
+                      args.heads % 8 == 0 && args.heads <= kMostHeads && args.per_page % kTileRows == 0;
   if (matrix) {
     const auto heads = static_cast<std::size_t>(args.heads);
-    const std::size_t shared = heads * static_cast<std::size_t>(args.shape.dim + 8) * 2 + kWarps * kRows * (heads + 1) * 4;
+    const std::size_t shared =
+        heads * static_cast<std::size_t>(args.shape.dim + 8) * 2 + kWarps * kRows * (heads + 1) * 4;
     const std::int64_t groups = (most + kWarps * kRows - 1) / (kWarps * kRows);
-    const std::int64_t enough = std::max<std::int64_t>(1, 528 / n_tokens);  // blocks that keep the device busy
-    r.launch(scores_kernel, dim3(count(std::min(groups, enough)), count(n_tokens)), kWarps * kWarp, shared, args,
-             {q, weights, sequence_rows()}, {scores});
+    const std::int64_t enough =
+        std::max<std::int64_t>(1, 528 / n_tokens);  // blocks that keep the device busy
+    r.launch(scores_kernel, dim3(count(std::min(groups, enough)), count(n_tokens)), kWarps * kWarp, shared,
+             args, {q, weights, sequence_rows()}, {scores});
     return;
   }
   const std::size_t shared = static_cast<std::size_t>(kPlainRows * (args.shape.dim + 1)) * 4;
-  r.launch(plain_scores_kernel, dim3(count((most + kPlainRows - 1) / kPlainRows), count(n_tokens)), 128, shared, args,
-           {q, weights, sequence_rows()}, {scores});
+  r.launch(plain_scores_kernel, dim3(count((most + kPlainRows - 1) / kPlainRows), count(n_tokens)), 128,
+           shared, args, {q, weights, sequence_rows()}, {scores});
 }
 
 // `most` rounded up, so that the launches of a decode step stay the same while rows come in.
@@ -298,8 +306,16 @@ void index_scores(Recorder& r, const IndexScoresParams& p) {
   const std::int64_t most = *std::max_element(p.visible.begin(), p.visible.end());
   if (most == 0) return;
   const std::vector<const std::byte* const*> pages(p.visible.size(), stage_pages(r, p.rows, most));
-  const Scores args{p.q,           p.weights,       r.stage(std::span(pages)), r.stage(p.visible), p.scores,
-                    p.rows.offset, p.rows.per_page, p.stride,                  p.heads,            device_shape(p.rows.shape)};
+  const Scores args{p.q,
+                    p.weights,
+                    r.stage(std::span(pages)),
+                    r.stage(p.visible),
+                    p.scores,
+                    p.rows.offset,
+                    p.rows.per_page,
+                    p.stride,
+                    p.heads,
+                    device_shape(p.rows.shape)};
   launch_scores(r, args, p.n_tokens, most);
 }
 
@@ -309,7 +325,8 @@ bool IndexSelection::add(Recorder& r, const IndexSelectParams& p) {
     const bool follows = p.q == first.q + n * p.heads * p.dim && p.weights == first.weights + n * p.heads &&
                          p.indices == first.indices + n * p.k && p.k == first.k && p.heads == first.heads &&
                          p.dim == first.dim && p.rows.offset == first.rows.offset &&
-                         p.rows.per_page == first.rows.per_page && p.rows.shape.format == first.rows.shape.format;
+                         p.rows.per_page == first.rows.per_page &&
+                         p.rows.shape.format == first.rows.shape.format;
     if (!follows) return false;
   } else {
     first = p;
@@ -326,8 +343,9 @@ void IndexSelection::record(Recorder& r) {
   const auto n_tokens = static_cast<std::int64_t>(visible.size());
   const std::int64_t most = *std::max_element(visible.begin(), visible.end());
   const std::int64_t stride = padded(most);
-  auto* scores = reinterpret_cast<float*>(r.scratch(
-      kIndexScores, static_cast<std::size_t>(std::min(n_tokens, tokens_at_once(most)) * stride) * sizeof(float)));
+  auto* scores = reinterpret_cast<float*>(
+      r.scratch(kIndexScores,
+                static_cast<std::size_t>(std::min(n_tokens, tokens_at_once(most)) * stride) * sizeof(float)));
   const std::byte* const* const* pages_of = r.stage(std::span<const std::byte* const* const>(pages));
   const std::int64_t* visible_of = r.stage(std::span<const std::int64_t>(visible));
   for (std::int64_t t = 0, at_once = tokens_at_once(most); t < n_tokens; t += at_once) {
@@ -339,8 +357,8 @@ void IndexSelection::record(Recorder& r) {
                     n, stride);
     }
     r.launch(select_kernel, dim3(count(n)), kSelectThreads, 0,
-             SelectArgs{scores, visible_of + t, p.indices + t * p.k, stride, p.k}, {range(scores, n * stride)},
-             {range(p.indices + t * p.k, n * p.k)});
+             SelectArgs{scores, visible_of + t, p.indices + t * p.k, stride, p.k},
+             {range(scores, n * stride)}, {range(p.indices + t * p.k, n * p.k)});
   }
   visible.clear();
   pages.clear();

@@ -15,8 +15,8 @@ struct PackArgs {
   int kind, rounded, parts, tiles;  // Kind; for mma_tiles.cuh
 };
 
-// A warp per block of 128, four entries a thread, to where the weights' fragments meet them: for mma_rows.cuh in
-// the order in which a thread reads, for mma_tiles.cuh in that of the instruction's columns.
+// A warp per block of 128, four entries a thread, to where the weights' fragments meet them: for mma_rows.cuh
+// in the order in which a thread reads, for mma_tiles.cuh in that of the instruction's columns.
 __global__ void pack_kernel(PackArgs p) {
   const std::int64_t blocks = p.dim / kDepth;
   const std::int64_t unit = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
@@ -85,7 +85,8 @@ struct FewTokens {
     if (i < row_tiles) return {{p.w}, i * 16, p.rows, 0, min(8 * kTiles, p.n_tokens)};
     const int tile = i % row_tiles, rest = i / row_tiles, group = rest % p.groups;
     const int first = rest / p.groups * 8 * kTiles;
-    return {{p.w}, group * p.rows + tile * 16, (group + 1) * p.rows, first, min(8 * kTiles, p.n_tokens - first)};
+    return {
+        {p.w}, group * p.rows + tile * 16, (group + 1) * p.rows, first, min(8 * kTiles, p.n_tokens - first)};
   }
   __device__ const std::uint16_t* input(const RowItem<1>& item, int column) const {
     const std::uint16_t* x = p.in.x + (item.first + column) * p.in.stride;
@@ -118,7 +119,8 @@ struct ManyTokens {
   __device__ TileItem item(int i) const {
     const int tile = i % row_tiles, rest = i / row_tiles, group = rest % p.groups;
     const int row = group * p.rows + tile * 2 * kTileRows64, first = rest / p.groups * kTokens;
-    return {{p.w, p.w}, {row, row + kTileRows64}, (group + 1) * p.rows, first, min(kTokens, p.n_tokens - first)};
+    return {
+        {p.w, p.w}, {row, row + kTileRows64}, (group + 1) * p.rows, first, min(kTokens, p.n_tokens - first)};
   }
   __device__ const std::uint16_t* input(const TileItem& item, int column) const {
     return p.in.x + (item.first + column) * p.in.stride + item.row[0] / p.rows * p.depth;
@@ -156,7 +158,8 @@ void launch_linear(Recorder& r, LinearArgs args, bool in_tiles, const Range& in,
     const int tokens = tile_tokens(args.n_tokens);
     const int tiles = (args.rows + 127) / 128 * args.groups * ((args.n_tokens + tokens - 1) / tokens);
     r.launch(tokens == 64 ? tiles_kernel<kind, kParts, 64> : tiles_kernel<kind, kParts, 128>,
-             dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(kParts, tokens), args, {in}, {out});
+             dim3(static_cast<unsigned>(tiles)), kTileThreads, tile_shared_bytes(kParts, tokens), args, {in},
+             {out});
     return;
   }
   const auto launch = [&](auto kernel, int tiles) {
@@ -204,8 +207,8 @@ __global__ void plain_kernel(PlainArgs p) {
   }
 }
 
-// Few long rows in float32, the mixers of mHC. `in` falls into pieces of 512, each summed by one warp (a lane has
-// four entries of every 128), the pieces are added up in ascending order.
+// Few long rows in float32, the mixers of mHC. `in` falls into pieces of 512, each summed by one warp (a lane
+// has four entries of every 128), the pieces are added up in ascending order.
 constexpr int kPiece = 512, kMixerRows = 8;
 
 struct MixerArgs {
@@ -274,18 +277,21 @@ bool multiplies(const Linear& w) {
   return w.in % kDepth == 0 && w.format != Linear::Format::f32 && w.format != Linear::Format::f16;
 }
 
-PackedInput pack(Recorder& r, const float* x, std::int64_t rows, std::int64_t dim, Linear::Format format, bool rounded,
-                 bool in_tiles) {
+PackedInput pack(Recorder& r, const float* x, std::int64_t rows, std::int64_t dim, Linear::Format format,
+                 bool rounded, bool in_tiles) {
   const Kind kind = kind_of(format);
   const int parts = rounded ? 1 : 3;
   const std::uint64_t key = static_cast<std::uint64_t>(kind) * 8 + (rounded ? 4 : 0) + (in_tiles ? 2 : 0);
   const Range source = range(x, rows * dim);
   if (const auto* known = r.find_derived(source, key, dim); known != nullptr)
     return {reinterpret_cast<const std::uint16_t*>(known->place.begin), rows * dim, dim};
-  auto* out = reinterpret_cast<std::uint16_t*>(r.next_scratch(static_cast<std::size_t>(rows * dim * parts) * 2));
+  auto* out =
+      reinterpret_cast<std::uint16_t*>(r.next_scratch(static_cast<std::size_t>(rows * dim * parts) * 2));
   const Range place = range(out, rows * dim * parts);
-  const PackArgs args{x, out, rows, dim, rows * dim, static_cast<int>(kind), rounded ? 1 : 0, parts, in_tiles ? 1 : 0};
-  r.launch(pack_kernel, dim3(static_cast<unsigned>((rows * (dim / kDepth) + 7) / 8)), 256, 0, args, {source}, {place});
+  const PackArgs args{
+      x, out, rows, dim, rows * dim, static_cast<int>(kind), rounded ? 1 : 0, parts, in_tiles ? 1 : 0};
+  r.launch(pack_kernel, dim3(static_cast<unsigned>((rows * (dim / kDepth) + 7) / 8)), 256, 0, args, {source},
+           {place});
   r.add_derived({source, place, key, dim});
   return {out, rows * dim, dim};
 }
@@ -297,8 +303,7 @@ void linear(Recorder& r, const LinearParams& p) {
   const Range in = range(p.x, p.n_tokens * wide), out = range(p.y, p.n_tokens * w.out);
   if (multiplies(w)) {
     // Tiles where there are enough of them for the device. Both ways give the same bits.
-    const std::int64_t tiles =
-        (rows_per_group + 127) / 128 * p.groups * ((p.n_tokens + 127) / 128);
+    const std::int64_t tiles = (rows_per_group + 127) / 128 * p.groups * ((p.n_tokens + 127) / 128);
     const bool in_tiles = p.n_tokens > 32 && tiles >= 24;
     const PackedInput packed = pack(r, p.x, p.n_tokens, wide, w.format, rounded, in_tiles);
     const LinearArgs args{{reinterpret_cast<const std::uint8_t*>(w.weight), w.scale},
@@ -329,7 +334,8 @@ void linear(Recorder& r, const LinearParams& p) {
     const Range sums_range = range(sums, p.n_tokens * pieces * w.out);
     const MixerArgs args{reinterpret_cast<const float*>(w.weight), p.x, sums, p.n_tokens, w.out, w.in};
     const auto launch = [&](auto kernel, std::int64_t tokens) {
-      const dim3 grid(static_cast<unsigned>(pieces), static_cast<unsigned>((p.n_tokens + tokens - 1) / tokens));
+      const dim3 grid(static_cast<unsigned>(pieces),
+                      static_cast<unsigned>((p.n_tokens + tokens - 1) / tokens));
       r.launch(kernel, grid, 128, 0, args, {in}, {sums_range});
     };
     p.n_tokens < 4 ? launch(mixer_kernel<1>, 1) : launch(mixer_kernel<4>, 4);
@@ -340,8 +346,8 @@ void linear(Recorder& r, const LinearParams& p) {
   }
   const dim3 grid(static_cast<unsigned>((w.out + 7) / 8),
                   static_cast<unsigned>((p.n_tokens + kPlainTokens - 1) / kPlainTokens));
-  r.launch(plain_kernel, grid, 256, 0, PlainArgs{device_linear(w), p.x, p.y, p.n_tokens, rows_per_group, wide}, {in},
-           {out});
+  r.launch(plain_kernel, grid, 256, 0,
+           PlainArgs{device_linear(w), p.x, p.y, p.n_tokens, rows_per_group, wide}, {in}, {out});
 }
 
 }  // namespace hadal::cuda

@@ -1,9 +1,10 @@
-// Sixteen rows of a matrix times up to 64 tokens at a time, by blocks that keep reading weights while they sum:
-// the linear maps of few tokens.
+// Sixteen rows of a matrix times up to 64 tokens at a time, by blocks that keep reading weights while they
+// sum: the linear maps of few tokens.
 //
 // The order of every sum is one, whatever the number of tokens and here as in mma_tiles.cuh: `in` falls into
-// blocks of 128; each is summed by eight matrix instructions for each part of the input, the smallest part first;
-// its sum is scaled, and the blocks are added up in ascending order. Which warp computed a block does not matter.
+// blocks of 128; each is summed by eight matrix instructions for each part of the input, the smallest part
+// first; its sum is scaled, and the blocks are added up in ascending order. Which warp computed a block does
+// not matter.
 #pragma once
 
 #include "ops/cuda/fragments.cuh"
@@ -14,8 +15,8 @@ constexpr int kRowWarps = 8;  // that share the blocks of a row
 constexpr int kRowThreads = kRowWarps * kWarp;
 constexpr int kColumnStride = 20;  // floats between the columns of 16 sums: no two banks meet
 
-// Steps of eight blocks whose weights are on their way while another is summed, and blocks that a multiprocessor
-// should hold: as many as registers allow.
+// Steps of eight blocks whose weights are on their way while another is summed, and blocks that a
+// multiprocessor should hold: as many as registers allow.
 constexpr int prefetched(int parts, int tiles) {
   return tiles == 1 && parts > 1 ? 2 : 1;
 }
@@ -23,8 +24,8 @@ constexpr int row_blocks(int parts, int tiles) {
   return tiles > 2 ? 1 : tiles == 1 && parts == 1 ? 3 : 2;
 }
 
-// Block sums lie in shared memory until a thread adds them up: those of as many rounds (eight blocks, one of each
-// warp) as there is room for, twice, so that the next ones can be written meanwhile.
+// Block sums lie in shared memory until a thread adds them up: those of as many rounds (eight blocks, one of
+// each warp) as there is room for, twice, so that the next ones can be written meanwhile.
 struct RowShared {
   int rounds;
   std::size_t bytes;
@@ -37,37 +38,46 @@ inline RowShared row_shared(std::int64_t in, int tiles, int matrices) {
   return {static_cast<int>(kept), static_cast<std::size_t>(2 * kept * round)};
 }
 
+// Four instructions of a block, whose input begins with the `first`-th eight entries of the thread's.
+template <Kind kind>
+__device__ inline void multiply_four(const std::uint32_t (&a)[4][4], const std::uint16_t* x, int first,
+                                     float (&sums)[4]) {
+  uint4 b[2];
+#pragma unroll
+  for (int v = 0; v < 2; ++v) {
+    b[v] =
+        x == nullptr ? uint4{0, 0, 0, 0} : *reinterpret_cast<const uint4*>(x + input_place<kind>(first + v));
+  }
+#pragma unroll
+  for (int s = 0; s < 4; ++s)
+    mma(sums, a[s][0], a[s][1], a[s][2], a[s][3], word(b[s / 2], s % 2 * 2), word(b[s / 2], s % 2 * 2 + 1));
+}
+
 // sums[n] += rows g, g + 8 of the block times columns 8n .. 8n + 7. x[n]: the column's input at the thread's
 // first k of the block, or null for none.
 template <Kind kind, int kParts, int kTiles>
 __device__ inline void multiply_block(const RawBlock<kind>& raw, const std::uint16_t* const (&x)[kTiles],
                                       std::int64_t plane, float (&sums)[kTiles][4]) {
-  std::uint32_t a[2][4][4];
   const bool folded = raw.folds();
-  raw.template fragments<0>(folded, a[0]);
-  if constexpr (kParts > 1) raw.template fragments<4>(folded, a[1]);
-#pragma unroll
-  for (int part = kParts - 1; part >= 0; --part) {
+  if constexpr (kParts == 1) {  // half of the operands at a time: registers are short
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if constexpr (kParts == 1) {
-        if (half == 1) raw.template fragments<4>(folded, a[0]);
-      }
-      const auto& own = a[kParts == 1 ? 0 : half];
+      std::uint32_t a[4][4];
+      half == 0 ? raw.template fragments<0>(folded, a) : raw.template fragments<4>(folded, a);
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        uint4 b[2];
+      for (int n = 0; n < kTiles; ++n) multiply_four<kind>(a, x[n], 2 * half, sums[n]);
+    }
+  } else {
+    std::uint32_t a[2][4][4];
+    raw.template fragments<0>(folded, a[0]);
+    raw.template fragments<4>(folded, a[1]);
 #pragma unroll
-        for (int v = 0; v < 2; ++v) {
-          b[v] = x[n] == nullptr
-                     ? uint4{0, 0, 0, 0}
-                     : *reinterpret_cast<const uint4*>(x[n] + part * plane + input_place<kind>(2 * half + v));
-        }
+    for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-        for (int s = 0; s < 4; ++s) {
-          mma(sums[n], own[s][0], own[s][1], own[s][2], own[s][3], word(b[s / 2], s % 2 * 2),
-              word(b[s / 2], s % 2 * 2 + 1));
-        }
+      for (int part = kParts - 1; part >= 0; --part) {
+        const std::uint16_t* from = x[n] == nullptr ? nullptr : x[n] + part * plane;
+        multiply_four<kind>(a[0], from, 0, sums[n]);
+        multiply_four<kind>(a[1], from, 2, sums[n]);
       }
     }
   }
@@ -85,7 +95,8 @@ struct RowItem {
 //   kMatrices;  RowItem item(i);  const uint16_t* input(item, column);  in();  plane();
 //   store(item, column, row, sums of each matrix);  warm(), which touches inputs that all items share
 template <Kind kind, int kParts, int kTiles, class Problem>
-__device__ inline void multiply_rows(const Problem& problem, int first, int step, int count, int kept_rounds) {
+__device__ inline void multiply_rows(const Problem& problem, int first, int step, int count,
+                                     int kept_rounds) {
   extern __shared__ float shared[];
   constexpr int kMatrices = Problem::kMatrices, kColumns = 8 * kTiles, kOutputs = (kTiles + 1) / 2;
   constexpr int kAhead = prefetched(kParts, kTiles);
@@ -98,15 +109,16 @@ __device__ inline void multiply_rows(const Problem& problem, int first, int step
   const int rounds = (blocks + kRowWarps - 1) / kRowWarps;
   const int steps = (count - first + step - 1) / step * rounds;
 
-  // Where weights are being read, `kAhead` steps before they are summed, and the item behind, whose description is
-  // on its way.
+  // Where weights are being read, `kAhead` steps before they are summed, and the item behind, whose
+  // description is on its way.
   problem.warm();
   RowItem<kMatrices> item = problem.item(first), reading_next = item;
   RowPointers<kind> reading[kMatrices];
   const auto start_reading = [&](const RowItem<kMatrices>& next) {
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m)
-      reading[m] = RowPointers<kind>(next.w[m], in, min(next.row + g, next.end - 1), min(next.row + g + 8, next.end - 1), q);
+      reading[m] = RowPointers<kind>(next.w[m], in, min(next.row + g, next.end - 1),
+                                     min(next.row + g + 8, next.end - 1), q);
   };
   start_reading(item);
   int read_work = first, read_round = 0;

@@ -39,8 +39,9 @@ Recorder::~Recorder() {
   cudaFree(device_);
 }
 
-std::byte* Recorder::add(const void* kernel, dim3 grid, unsigned threads, std::size_t shared, std::size_t args,
-                         std::initializer_list<Range> reads, std::initializer_list<Range> writes) {
+std::byte* Recorder::add(const void* kernel, dim3 grid, unsigned threads, std::size_t shared,
+                         std::size_t args, std::initializer_list<Range> reads,
+                         std::initializer_list<Range> writes) {
   if (shared > kPlainShared && allowed_.insert(kernel).second) {
     cudaFuncAttributes attributes;
     check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
@@ -49,21 +50,24 @@ std::byte* Recorder::add(const void* kernel, dim3 grid, unsigned threads, std::s
           "cudaFuncSetAttribute");
   }
   for (const Range& written : writes) {
-    std::erase_if(derived_, [&](const Derived& d) { return written.overlaps(d.source) || written.overlaps(d.place); });
+    std::erase_if(derived_,
+                  [&](const Derived& d) { return written.overlaps(d.source) || written.overlaps(d.place); });
   }
   const std::size_t at = (args_.size() + kAlignment - 1) / kAlignment * kAlignment;
   args_.resize(at + args);
-  commands_.push_back({kernel, grid, threads, static_cast<std::uint32_t>(shared), static_cast<std::uint32_t>(at),
-                       static_cast<std::uint32_t>(ranges_.size()), static_cast<std::uint32_t>(reads.size()),
-                       static_cast<std::uint32_t>(writes.size())});
+  commands_.push_back({kernel, grid, threads, static_cast<std::uint32_t>(shared),
+                       static_cast<std::uint32_t>(at), static_cast<std::uint32_t>(ranges_.size()),
+                       static_cast<std::uint32_t>(reads.size()), static_cast<std::uint32_t>(writes.size())});
   ranges_.insert(ranges_.end(), reads);
   ranges_.insert(ranges_.end(), writes);
   return args_.data() + at;
 }
 
-const Recorder::Derived* Recorder::find_derived(const Range& source, std::uint64_t key, std::int64_t columns) const {
+const Recorder::Derived* Recorder::find_derived(const Range& source, std::uint64_t key,
+                                                std::int64_t columns) const {
   const auto known = std::find_if(derived_.begin(), derived_.end(), [&](const Derived& d) {
-    return d.source.begin == source.begin && d.source.end == source.end && d.key == key && d.columns == columns;
+    return d.source.begin == source.begin && d.source.end == source.end && d.key == key &&
+           d.columns == columns;
   });
   return known == derived_.end() ? nullptr : &*known;
 }

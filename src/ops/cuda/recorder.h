@@ -1,9 +1,7 @@
-// The work of a device, written down before it is done: ops record kernel launches and the host data that they
-// will read, flush() sends both. A decode step records what the step before recded, but for that data; it is
-// then a replay of one CUDA graph.
+// The work of a device, written down before it is done: ops record kernel launches and the host data that
+// they will read, flush() sends both. A decode step records what the step before recded, but for that data;
+// it is then a replay of one CUDA graph.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +13,8 @@
 #include <span>
 #include <type_traits>
 #include <vector>
+
+#include <cuda_runtime_api.h>
 
 #include "base/memory.h"
 
@@ -30,6 +30,7 @@ class DeviceMemory final : public Memory {
   DeviceMemory();
   ~DeviceMemory() override;
   bool on_host() const override { return false; }
+  std::size_t available() const override;
   std::byte* allocate(std::size_t bytes) override;
   void release(std::byte* at, std::size_t bytes) override;
   void clear(std::byte* at, std::size_t bytes) override;
@@ -83,7 +84,8 @@ class Recorder {
   void launch(void (*kernel)(Args), dim3 grid, unsigned threads, std::size_t shared, const Args& args,
               std::initializer_list<Range> reads, std::initializer_list<Range> writes) {
     static_assert(std::is_trivially_copyable_v<Args>);
-    std::byte* to = add(reinterpret_cast<const void*>(kernel), grid, threads, shared, sizeof(Args), reads, writes);
+    std::byte* to =
+        add(reinterpret_cast<const void*>(kernel), grid, threads, shared, sizeof(Args), reads, writes);
     std::memcpy(to, &args, sizeof(Args));
   }
 
@@ -105,8 +107,8 @@ class Recorder {
     return static_cast<const T*>(stage_bytes(data.data(), data.size_bytes()));
   }
 
-  // At least so many bytes of the device, whose contents last until the next op takes the same slot. Slots keep
-  // their places from one recording to the next.
+  // At least so many bytes of the device, whose contents last until the next op takes the same slot. Slots
+  // keep their places from one recording to the next.
   std::byte* scratch(std::size_t slot, std::size_t bytes);
   // The same of a few slots that take turns, so that what is in one may still be read beside the next.
   std::byte* next_scratch(std::size_t bytes);

@@ -199,7 +199,9 @@ __global__ void store_kernel(StoreArgs p) {
 }  // namespace
 
 void row_steps(Recorder& r, const RowSteps& p) {
-  const int block = p.format == QuantiseParams::Format::e4m3_64 ? 64 : p.format == QuantiseParams::Format::e2m1_32 ? 32 : 128;
+  const int block = p.format == QuantiseParams::Format::e4m3_64   ? 64
+                    : p.format == QuantiseParams::Format::e2m1_32 ? 32
+                                                                  : 128;
   const RowArgs args{p.x,
                      p.out,
                      p.weight,
@@ -221,7 +223,8 @@ void row_steps(Recorder& r, const RowSteps& p) {
   const unsigned threads = p.dim >= 1024 ? 256 : p.dim >= 512 ? 128 : p.dim >= 64 ? 64 : 32;
   r.launch(row_kernel, dim3(static_cast<unsigned>(p.rows)), threads,
            32 * sizeof(double) + static_cast<std::size_t>(p.dim) * sizeof(float), args,
-           {range(p.x, p.rows * p.dim), range(p.cos, tokens * p.rope_dim / 2), range(p.sin, tokens * p.rope_dim / 2)},
+           {range(p.x, p.rows * p.dim), range(p.cos, tokens * p.rope_dim / 2),
+            range(p.sin, tokens * p.rope_dim / 2)},
            {range(p.out, p.rows * p.dim)});
 }
 
@@ -233,7 +236,8 @@ void embed(Recorder& r, const EmbedParams& p) {
 }
 
 void angles(Recorder& r, const AnglesParams& p) {
-  const auto count = static_cast<std::int64_t>(p.positions.size()), half = static_cast<std::int64_t>(p.frequencies.size());
+  const auto count = static_cast<std::int64_t>(p.positions.size()),
+             half = static_cast<std::int64_t>(p.frequencies.size());
   const AnglesArgs args{r.stage(p.positions), r.stage(p.frequencies), p.cos, p.sin, count, half};
   r.launch(angles_kernel, dim3(blocks(count * half, 128)), 128, 0, args, {},
            {range(p.cos, count * half), range(p.sin, count * half)});
@@ -253,7 +257,8 @@ void add_rows(Recorder& r, const AddRowsParams& p) {
 void gather_rows(Recorder& r, const GatherRowsParams& p) {
   const dim3 grid(static_cast<unsigned>(p.rows.size()), blocks(p.dim, 256));
   const std::int64_t most = *std::max_element(p.rows.begin(), p.rows.end());
-  r.launch(gather_kernel, grid, 256, 0, GatherArgs{r.stage(p.rows), p.x, p.out, p.dim}, {range(p.x, (most + 1) * p.dim)},
+  r.launch(gather_kernel, grid, 256, 0, GatherArgs{r.stage(p.rows), p.x, p.out, p.dim},
+           {range(p.x, (most + 1) * p.dim)},
            {range(p.out, static_cast<std::int64_t>(p.rows.size()) * p.dim)});
 }
 

@@ -16,11 +16,12 @@ struct DeviceLinear {
 };
 
 inline DeviceLinear device_linear(const Linear& w) {
-  return {reinterpret_cast<const std::uint8_t*>(w.weight), w.scale, w.out, w.in, static_cast<std::int64_t>(w.format)};
+  return {reinterpret_cast<const std::uint8_t*>(w.weight), w.scale, w.out, w.in,
+          static_cast<std::int64_t>(w.format)};
 }
 inline DeviceRowShape device_shape(const RowShape& shape) {
-  return {shape.format, static_cast<int>(shape.dim), static_cast<int>(shape.codes()), static_cast<int>(shape.rope_at()),
-          shape.bytes()};
+  return {shape.format, static_cast<int>(shape.dim), static_cast<int>(shape.codes()),
+          static_cast<int>(shape.rope_at()), shape.bytes()};
 }
 
 // One weight, exactly.
