@@ -375,6 +375,14 @@ TEST_F(CudaTest, HyperConnectionsAndGate) {
     EXPECT_LT(relative_error(d_comb.values(), comb), 2e-6);
     EXPECT_LT(relative_error(d_out.values(), out), 1e-6);
     EXPECT_LT(relative_error(d_head.values(), head), 1e-6);
+    // With the norm behind it: one kernel.
+    Device<float> d_normed = empty(t * dim);
+    backend_->run(HcPreParams{t, n, dim, d_streams.data(), d_mix.data(), d_scale.data(), d_base.data(), 20,
+                              1e-6F, 1e-6F, d_pre.data(), d_post.data(), d_comb.data(), d_normed.data()});
+    backend_->run(RmsNormParams{t, dim, d_normed.data(), nullptr, 1e-6F, d_normed.data()});
+    ref::rms_norm({t, dim, out.data(), nullptr, 1e-6F, out.data()}, pool_);
+    EXPECT_LT(relative_error(d_normed.values(), out), 1e-6);
+    EXPECT_LT(relative_error(d_comb.values(), comb), 2e-6);
     ref::hc_post({t, n, dim, y.data(), post.data(), comb.data(), streams.data()}, pool_);
     Device<float> same_post = device(post), same_comb = device(comb);
     backend_->run(HcPostParams{t, n, dim, d_y.data(), same_post.data(), same_comb.data(), d_streams.data()});

@@ -28,7 +28,7 @@ __device__ inline float inverse_rms(const float* v, std::int64_t n, float eps, d
   return 1.0F / sqrtf(static_cast<float>(squares / static_cast<double>(n)) + eps);
 }
 
-// Streams lie `dim` apart; a thread has the same entry of all.
+// Streams lie `dim` apart; a thread has the same entry of all. `out` may be shared memory.
 __device__ inline void read_streams(const float* streams, const float* pre, int n, std::int64_t dim,
                                     float* out) {
 #pragma unroll 4
@@ -49,14 +49,18 @@ __device__ inline float line_sum(float entry, int first, int step, int n) {
 struct HcPreArgs {
   const float *streams, *mix, *scale, *base;
   float *pre, *post, *comb, *out;
-  float* inverse;  // [T]
+  float* inverse;       // [T]
+  const float* weight;  // [d], of the norm behind; null: none
   std::int64_t dim;
   int n, sinkhorn_iters;
   float norm_eps, hc_eps;
+  float out_eps;  // of the norm behind
+  int normalises;
 };
 
 // What the sublayer waits for; a block per token.
 __global__ void hc_read_kernel(HcPreArgs p) {
+  extern __shared__ float row[];  // [d], if there is a norm behind
   __shared__ double scratch[32];
   __shared__ float pre[kMostStreams];
   const std::int64_t t = blockIdx.x;
@@ -69,7 +73,17 @@ __global__ void hc_read_kernel(HcPreArgs p) {
   }
   if (tid == 0) p.inverse[t] = inverse;
   __syncthreads();
-  read_streams(streams, pre, n, p.dim, p.out + t * p.dim);
+  float* out = p.out + t * p.dim;
+  read_streams(streams, pre, n, p.dim, p.normalises != 0 ? row : out);
+  if (p.normalises == 0) return;
+  double squares = 0;  // of the entries that the thread itself has written
+  for (std::int64_t i = tid; i < p.dim; i += blockDim.x) squares += double{row[i]} * double{row[i]};
+  squares = block_sum(squares, scratch);
+  const float factor = 1.0F / sqrtf(static_cast<float>(squares / static_cast<double>(p.dim)) + p.out_eps);
+  for (std::int64_t i = tid; i < p.dim; i += blockDim.x) {
+    const float normalised = row[i] * factor;
+    out[i] = p.weight != nullptr ? p.weight[i] * normalised : normalised;
+  }
 }
 
 // What only hc_post waits for; a block per token. With at most five streams the mixing matrix lies in the
@@ -245,7 +259,7 @@ unsigned count(std::int64_t n) {
 
 }  // namespace
 
-void hc_pre(Recorder& r, const HcPreParams& p) {
+void hc_pre(Recorder& r, const HcPreParams& p, const RmsNormParams* norm) {
   HADAL_CHECK(p.n <= kMostStreams);
   auto* inverse =
       reinterpret_cast<float*>(r.next_scratch(static_cast<std::size_t>(p.n_tokens) * sizeof(float)));
@@ -258,13 +272,17 @@ void hc_pre(Recorder& r, const HcPreParams& p) {
                        p.comb,
                        p.out,
                        inverse,
+                       norm != nullptr ? norm->weight : nullptr,
                        p.dim,
                        static_cast<int>(p.n),
                        static_cast<int>(p.sinkhorn_iters),
                        p.norm_eps,
-                       p.hc_eps};
+                       p.hc_eps,
+                       norm != nullptr ? norm->eps : 0,
+                       norm != nullptr ? 1 : 0};
   const Range mix = range(p.mix, p.n_tokens * (2 + p.n) * p.n), inverse_range = range(inverse, p.n_tokens);
-  r.launch(hc_read_kernel, dim3(count(p.n_tokens)), 1024, 0, args,
+  r.launch(hc_read_kernel, dim3(count(p.n_tokens)), 1024,
+           norm != nullptr ? static_cast<std::size_t>(p.dim) * sizeof(float) : 0, args,
            {range(p.streams, p.n_tokens * p.n * p.dim), mix},
            {range(p.pre, p.n_tokens * p.n), range(p.out, p.n_tokens * p.dim), inverse_range});
   r.launch(hc_mix_kernel, dim3(count(p.n_tokens)), 32, 0, args, {mix, inverse_range},

@@ -40,6 +40,8 @@ void CudaBackend::finish() {
     last_step_ = Step::none;
     cuda::row_steps(recorder_, rows_);
   }
+  if (read_out_) cuda::hc_pre(recorder_, *read_out_, nullptr);
+  read_out_.reset();
   selection_.record(recorder_);
   if (recorder_.full()) recorder_.flush();
 }
@@ -60,7 +62,18 @@ cuda::RowSteps& CudaBackend::step(Step step, const float* x, float* out, std::in
   return rows_;
 }
 
+void CudaBackend::hc_pre(const HcPreParams& p) {
+  finish();
+  read_out_ = p;
+}
+
 void CudaBackend::rms_norm(const RmsNormParams& p) {
+  if (read_out_ && p.x == read_out_->out && p.out == p.x && p.rows == read_out_->n_tokens &&
+      p.dim == read_out_->dim) {
+    cuda::hc_pre(recorder_, *read_out_, &p);
+    read_out_.reset();
+    return;
+  }
   cuda::RowSteps& steps = step(Step::norm, p.x, p.out, p.rows, p.dim);
   steps.norm = true;
   steps.weight = p.weight;
@@ -95,7 +108,7 @@ void CudaBackend::round_bf16(const RoundBf16Params& p) {
 }
 
 void CudaBackend::index_select(const IndexSelectParams& p) {
-  if (last_step_ != Step::none || !selection_.add(recorder_, p)) {
+  if (last_step_ != Step::none || read_out_ || !selection_.add(recorder_, p)) {
     finish();
     selection_.add(recorder_, p);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "ops/backend.h"
@@ -40,7 +41,7 @@ class CudaBackend final : public Backend {
   void index_scores(const IndexScoresParams& p) override { record(cuda::index_scores, p); }
   void index_select(const IndexSelectParams& p) override;
   void sparse_attention(const SparseAttentionParams& p) override { record(cuda::sparse_attention, p); }
-  void hc_pre(const HcPreParams& p) override { record(cuda::hc_pre, p); }
+  void hc_pre(const HcPreParams& p) override;
   void hc_post(const HcPostParams& p) override { record(cuda::hc_post, p); }
   void hc_head(const HcHeadParams& p) override { record(cuda::hc_head, p); }
   void gate(const GateParams& p) override { record(cuda::gate, p); }
@@ -51,7 +52,8 @@ class CudaBackend final : public Backend {
     finish();
     op(recorder_, p);
   }
-  // Steps on the same rows in their order become one kernel; so do selections of one layer.
+  // Steps on the same rows in their order become one kernel; so do selections of one layer, and a read-out of
+  // the streams with the norm behind it.
   enum class Step : int { none, norm, rope, hadamard, quantise, bf16 };
   cuda::RowSteps& step(Step step, const float* x, float* out, std::int64_t rows, std::int64_t dim);
   // Records what waits for its continuation.
@@ -63,6 +65,7 @@ class CudaBackend final : public Backend {
   Step last_step_ = Step::none;
   cuda::RowSteps rows_;
   cuda::IndexSelection selection_;
+  std::optional<HcPreParams> read_out_;
 };
 
 }  // namespace hadal

@@ -71,7 +71,8 @@ struct IndexSelection {
   void record(Recorder& r);
 };
 void sparse_attention(Recorder& r, const SparseAttentionParams& p);
-void hc_pre(Recorder& r, const HcPreParams& p);
+// With the norm of its output behind it, in place; null: none.
+void hc_pre(Recorder& r, const HcPreParams& p, const RmsNormParams* norm);
 void hc_post(Recorder& r, const HcPostParams& p);
 void hc_head(Recorder& r, const HcHeadParams& p);
 void gate(Recorder& r, const GateParams& p);
