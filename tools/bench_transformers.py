@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("config", type=Path)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--prefill", type=int, default=8192)
@@ -44,7 +47,7 @@ def main() -> None:
     def ids(count: int) -> torch.Tensor:
         return torch.randint(0, config.vocab_size, (1, count), device="cuda")
 
-    def timed(step) -> float:
+    def timed(step: Callable[[], object]) -> float:
         torch.cuda.synchronize()
         start = time.perf_counter()
         step()
@@ -53,7 +56,8 @@ def main() -> None:
 
     with torch.inference_mode():
         prefills = [
-            timed(lambda: model(ids(arguments.prefill), use_cache=True, logits_to_keep=1)) for _ in range(3)
+            timed(lambda: model(ids(arguments.prefill), use_cache=True, logits_to_keep=1))
+            for _ in range(3)
         ]
         out = model(ids(arguments.context), use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
