@@ -26,7 +26,7 @@ struct EngineOptions {
   // How sequences keep what they have read (docs/sequence_state.md): compact, the formats of the published
   // deployment, or f32. Empty: compact, but f32 with exact numerics, whose rows nothing quantises.
   std::string state;
-  std::string backend = "cpu";  // cpu, or ref: the plain reference
+  std::string backend = "cpu";  // cpu; cuda, in builds with HADAL_CUDA; ref: the plain reference
   std::string isa;              // avx512bf16, avx512vnni, avx512, avx2vnni, avx2 or scalar; empty: the best
   std::int64_t chunk_tokens = 512;     // prompt tokens per forward; bounds scratch memory, never the result
   std::int64_t checkpoint_tokens = 0;  // keep a point to truncate to every so many tokens; 0: none

@@ -7,12 +7,14 @@
 #include <cstdint>
 #include <vector>
 
-#include "base/buffer.h"
+#include "base/memory.h"
 
 namespace hadal {
 
 class Arena {
  public:
+  explicit Arena(Memory& memory = host_memory()) : memory_(memory) {}
+
   // n elements, 64-byte aligned, with whatever they held before.
   template <class T>
   T* take(std::int64_t n) {
@@ -23,7 +25,7 @@ class Arena {
       used_ = 0;
     }
     if (block_ == blocks_.size()) {
-      blocks_.push_back(Buffer<std::byte>::uninitialised(std::max(bytes, kBlock)));
+      blocks_.push_back(MemoryBlock::uninitialised(std::max(bytes, kBlock), memory_));
       used_ = 0;
     }
     std::byte* memory = blocks_[block_].data() + used_;
@@ -71,7 +73,8 @@ class Arena {
  private:
   static constexpr std::size_t kBlock = std::size_t{8} << 20;
 
-  std::vector<Buffer<std::byte>> blocks_;
+  Memory& memory_;
+  std::vector<MemoryBlock> blocks_;
   std::size_t block_ = 0;  // the block in use
   std::size_t used_ = 0;   // bytes of it
   std::size_t taken_ = 0, most_taken_ = 0;

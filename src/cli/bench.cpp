@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <numeric>
+#include <optional>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -45,6 +46,22 @@ std::size_t bandwidth_buffer(const Arguments& arguments) {
   return arguments.engine.memory_bytes > 0 ? std::size_t{256} << 20 : std::size_t{1} << 30;
 }
 
+// Of the memory that the weights are in: what reading it alone reaches or, on a device, what copies move.
+class Bandwidth {
+ public:
+  Bandwidth(const Arguments& arguments, Memory& memory, ThreadPool& pool) {
+    if (memory.on_host())
+      read_.emplace(bandwidth_buffer(arguments), pool);
+    else
+      copy_.emplace(std::size_t{4} << 30, memory);
+  }
+  double measure() { return read_ ? read_->measure() : copy_->measure(); }
+
+ private:
+  std::optional<ReadBandwidth> read_;
+  std::optional<CopyBandwidth> copy_;
+};
+
 class Bench {
  public:
   Bench(const Arguments& arguments, const Model& model, StateFormat format, Transformer& transformer,
@@ -54,7 +71,7 @@ class Bench {
         layout_(model.state_layout(format)),
         transformer_(transformer),
         pool_(pool),
-        bandwidth_(bandwidth_buffer(arguments), pool) {
+        bandwidth_(arguments, transformer.backend().memory(), pool) {
     bandwidth_.measure();
   }
 
@@ -84,7 +101,7 @@ class Bench {
       if (i == 0) disk.start();
       if (i % 4 == 0) {
         reads.push_back(bandwidth_.measure());
-        peaks.push_back(measure_arithmetic(pool_, 0.01));
+        peaks.push_back(measure_peaks(0.01));
         HADAL_RETURN_IF_ERROR(disk.measure());
       }
     }
@@ -104,10 +121,10 @@ class Bench {
     DiskMeter disk(model_.expert_cache());
     disk.start();
     for (int attempt = 0; attempt < (disk.active() ? 1 : 3); ++attempt) {
-      peaks.push_back(measure_arithmetic(pool_));
+      peaks.push_back(measure_peaks(0.1));
       HADAL_ASSIGN_OR_RETURN(const double prompt, read_prompt(context, nullptr));
       seconds.push_back(prompt);
-      peaks.push_back(measure_arithmetic(pool_));
+      peaks.push_back(measure_peaks(0.1));
       reads.push_back(bandwidth_.measure());
       HADAL_RETURN_IF_ERROR(disk.measure());
     }
@@ -119,6 +136,10 @@ class Bench {
   }
 
  private:
+  // Those of a device are not measured here.
+  ArithmeticPeaks measure_peaks(double seconds) const {
+    return transformer_.backend().memory().on_host() ? measure_arithmetic(pool_, seconds) : ArithmeticPeaks{};
+  }
   // Seconds of one step: the next token of every sequence and, if it is profiled, the choice of the one
   // after.
   Result<double> decode_step(std::vector<SequenceState>& states, Profile* profile) {
@@ -228,7 +249,7 @@ class Bench {
   const StateLayout& layout_;
   Transformer& transformer_;
   ThreadPool& pool_;
-  ReadBandwidth bandwidth_;
+  Bandwidth bandwidth_;
   Sampler sampler_;
   Philox random_{1, 0};
   std::uint64_t drawn_ = 0;
@@ -267,6 +288,8 @@ Status bench(const Arguments& arguments) {
   if (arguments.engine.model.empty() == arguments.preset.empty()) {
     return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash or pro");
   }
+  if (arguments.profile && arguments.engine.backend == "cuda")
+    return fail(ErrorCode::invalid_argument, "--profile times the ops of the CPU; a device does them later");
   if (arguments.engine.memory_bytes > 0 && arguments.engine.model.empty())
     return fail(ErrorCode::invalid_argument,
                 "--memory needs -m MODEL: random weights of --preset are in memory");
@@ -281,12 +304,14 @@ Status bench(const Arguments& arguments) {
   }
   HADAL_ASSIGN_OR_RETURN(const StateFormat format,
                          choose_state_format(arguments.engine.state, quantises_rows(numerics)));
-  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
+  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics, *backend));
   Transformer transformer(model, *backend, numerics);
   if (transformer.prepared().bytes > 0) notice(transformer.prepared().to_string());
   Bench runner(arguments, model, format, transformer, pool);
   HADAL_RETURN_IF_ERROR(runner.fill_cache());
-  const ArithmeticPeaks peaks = measure_arithmetic(pool);
+  // Those of a device are not measured here.
+  const bool on_host = backend->memory().on_host();
+  const ArithmeticPeaks peaks = on_host ? measure_arithmetic(pool) : ArithmeticPeaks{};
 
   const bool against_int8 = numerics == Numerics::int8 && peaks.int8_gops > 0;
 
@@ -304,12 +329,17 @@ Status bench(const Arguments& arguments) {
   std::string tables;  // the profiles, printed behind the rows
   if (arguments.profile) out["profile"] = nlohmann::ordered_json::array();
   if (!arguments.json) {
-    std::printf(
-        "%s on %d threads, %s numerics; peaks: %.0f GFLOP/s in float32, %.0f in BF16, %.0f Gop/s in int8\n",
-        std::string(backend->name()).c_str(), pool.size(), std::string(to_string(numerics)).c_str(),
-        peaks.f32_gflops, peaks.bf16_gflops, peaks.int8_gops);
+    const std::string name(backend->name()), mode(to_string(numerics));
+    if (on_host) {
+      std::printf(
+          "%s on %d threads, %s numerics; peaks: %.0f GFLOP/s in float32, %.0f in BF16, %.0f Gop/s in int8\n",
+          name.c_str(), pool.size(), mode.c_str(), peaks.f32_gflops, peaks.bf16_gflops, peaks.int8_gops);
+    } else {
+      std::printf("%s, %s numerics\n", name.c_str(), mode.c_str());
+    }
     std::printf("%-8s %9s %6s %10s %12s %10s %12s %10s%s\n", "phase", "context", "batch", "tokens/s",
-                "MB/token", "of read", "GFLOP/token", "of peak", against_int8 ? " of int8 peak" : "");
+                "MB/token", on_host ? "of read" : "of copy", "GFLOP/token", on_host ? "of peak" : "TFLOP/s",
+                against_int8 ? " of int8 peak" : "");
   }
   for (const std::int64_t context : arguments.contexts) {
     for (const bool decoding : {true, false}) {
@@ -326,8 +356,9 @@ Status bench(const Arguments& arguments) {
                              {"bytes_per_token", r.cost.bytes()},
                              {"bandwidth_fraction", bandwidth_fraction},
                              {"flops_per_token", r.cost.flops()},
-                             {"peak_fraction", peak_fraction},
+                             {"gflops", gflops},
                              {"read_gbps", r.read_gbps}});
+      if (on_host) out["rows"].back()["peak_fraction"] = peak_fraction;
       if (against_int8) out["rows"].back()["int8_peak_fraction"] = gflops / r.peaks.int8_gops;
       if (r.disk.active()) out["rows"].back()["disk"] = r.disk.json();
       if (arguments.profile) {
@@ -335,10 +366,10 @@ Status bench(const Arguments& arguments) {
         tables += to_table(r.profile, r.phase, r.context);
       }
       if (!arguments.json) {
-        std::printf("%-8s %9lld %6lld %10.2f %12.1f %9.1f%% %12.2f %9.1f%%", r.phase.c_str(),
+        std::printf("%-8s %9lld %6lld %10.2f %12.1f %9.1f%% %12.2f ", r.phase.c_str(),
                     static_cast<long long>(r.context), static_cast<long long>(r.batch), r.tokens_per_s,
-                    r.cost.bytes() / 1e6, 100 * bandwidth_fraction, r.cost.flops() / 1e9,
-                    100 * peak_fraction);
+                    r.cost.bytes() / 1e6, 100 * bandwidth_fraction, r.cost.flops() / 1e9);
+        on_host ? std::printf("%9.1f%%", 100 * peak_fraction) : std::printf("%10.1f", gflops / 1e3);
         if (against_int8) std::printf(" %11.1f%%", 100 * gflops / r.peaks.int8_gops);
         std::printf("\n");
         if (r.disk.active()) std::printf("%s\n", r.disk.line().c_str());
@@ -360,7 +391,8 @@ Status bench(const Arguments& arguments) {
   if (arguments.json) {
     std::printf("%s\n", out.dump(2).c_str());
   } else {
-    std::printf("read bandwidth measured between the steps: up to %.1f GB/s\n%s", reads, tables.c_str());
+    std::printf("%s bandwidth measured between the steps: up to %.1f GB/s\n%s", on_host ? "read" : "copy",
+                reads, tables.c_str());
   }
   return {};
 }

@@ -37,8 +37,10 @@ void add_engine_options(CLI::App& command, EngineOptions& options) {
                   "How sequences keep their rows: compact (FP8, FP4) or f32; by default compact, "
                   "but f32 with exact numerics")
       ->check(CLI::IsMember({"f32", "compact"}));
-  command.add_option("--backend", options.backend, "cpu, or ref: the plain reference, slow")
-      ->check(CLI::IsMember({"cpu", "ref"}))
+  command
+      .add_option("--backend", options.backend,
+                  "cpu; cuda, in builds with HADAL_CUDA; or ref: the plain reference, slow")
+      ->check(CLI::IsMember({"cpu", "cuda", "ref"}))
       ->capture_default_str();
   command
       .add_option("--isa", options.isa,

@@ -125,7 +125,7 @@ Status logits(const Arguments& arguments) {
   }
   HADAL_ASSIGN_OR_RETURN(const StateFormat format,
                          choose_state_format(arguments.engine.state, quantises_rows(numerics)));
-  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
+  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics, *backend));
   Transformer transformer(model, *backend, numerics);
   std::vector<SequenceState> states;
   for (std::size_t i = 0; i < sequences.size(); ++i) states.emplace_back(model.state_layout(format));

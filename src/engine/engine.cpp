@@ -176,7 +176,7 @@ Result<Engine> Engine::open(const EngineOptions& options) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(options.numerics));
   }
   HADAL_ASSIGN_OR_RETURN(impl->state, choose_state_format(options.state, quantises_rows(numerics)));
-  HADAL_RETURN_IF_ERROR(check_numerics(*impl->model, numerics));
+  HADAL_RETURN_IF_ERROR(check_numerics(*impl->model, numerics, *impl->backend));
   impl->transformer.emplace(*impl->model, *impl->backend, numerics);
   if (options.notice && impl->transformer->prepared().bytes > 0)
     options.notice(impl->transformer->prepared().to_string());

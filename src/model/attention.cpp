@@ -12,7 +12,7 @@ namespace {
 std::span<const AttentionSegment> attention_segments(const Forward& f, std::int64_t block) {
   const StateLayout& layout = f.segments[0].state->layout();
   const BlockStateLayout& block_layout = layout.blocks[static_cast<std::size_t>(block)];
-  auto* out = f.arena.take<AttentionSegment>(static_cast<std::int64_t>(f.segments.size()));
+  auto* out = f.host.take<AttentionSegment>(static_cast<std::int64_t>(f.segments.size()));
   for (std::size_t i = 0; i < f.segments.size(); ++i) {
     const Segment& s = f.segments[i];
     out[i] = {s.begin, s.count, s.start, s.state->fixed(block_layout.window),
@@ -23,20 +23,23 @@ std::span<const AttentionSegment> attention_segments(const Forward& f, std::int6
 
 // The last w of the new rows take their places in the ring.
 void store_window(const Forward& f, std::int64_t block, const float* kv) {
+  const Arena::Scope scope(f.host);
   const StateLayout& layout = f.segments[0].state->layout();
-  const std::int64_t w = layout.window_rows, c = layout.row.dim;
+  const std::int64_t w = layout.window_rows;
+  auto* places = f.host.take<StoreRowsParams::Place>(f.n_tokens());
+  std::size_t count = 0;
   for (const Segment& s : f.segments) {
     std::byte* ring = s.state->fixed(layout.blocks[static_cast<std::size_t>(block)].window);
-    for (std::int64_t i = std::max<std::int64_t>(0, s.count - w); i < s.count; ++i) {
-      store_row(layout.row, kv + (s.begin + i) * c, ring, (s.start + i) % w);
-    }
+    for (std::int64_t i = std::max<std::int64_t>(0, s.count - w); i < s.count; ++i)
+      places[count++] = {s.begin + i, ring, (s.start + i) % w};
   }
+  f.backend.run(StoreRowsParams{layout.row, kv, {places, count}});
 }
 
 }  // namespace
 
 void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, const float* x, float* out) {
-  const Arena::Scope scope(f.arena);
+  const Arena::Scope scope(f.arena), host_scope(f.host);
   const Config& config = f.config;
   const std::int64_t n = f.n_tokens(), heads = config.num_attention_heads, c = config.head_dim;
   const std::int64_t r = config.qk_rope_head_dim;
@@ -62,13 +65,13 @@ void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, 
   f.round_cache_rows(n, kv);
   f.watch("attn.kv_window", kv, {n, c});
 
-  std::span<std::int64_t> visible;  // [T]: row b may be seen from token t iff b < (t + 1) / m
-  std::int32_t* selected = nullptr;
+  std::span<std::int64_t> visible;         // [T]: row b may be seen from token t iff b < (t + 1) / m
+  const std::int32_t* selected = nullptr;  // all that are visible
   if (compressed) {
     compress_tokens(
         f, block,
         {w.compressor, &BlockStateLayout::tail, &BlockStateLayout::rows, false, "attn.kv_compressed"}, x);
-    visible = {f.arena.take<std::int64_t>(n), static_cast<std::size_t>(n)};
+    visible = {f.host.take<std::int64_t>(n), static_cast<std::size_t>(n)};
     for (const Segment& s : f.segments) {
       for (std::int64_t i = 0; i < s.count; ++i)
         visible[static_cast<std::size_t>(s.begin + i)] = (s.start + i + 1) / config.compress_ratio(block);
@@ -79,9 +82,7 @@ void attention(const Forward& f, std::int64_t block, const AttentionWeights& w, 
                     {w.indexer.compressor, &BlockStateLayout::index_tail, &BlockStateLayout::index_rows, true,
                      "attn.indexer.kv_compressed"},
                     x);
-    selected = f.arena.take<std::int32_t>(n * config.index_topk);
-    select_rows(f, block, w.indexer, x, qr, visible, selected);
-    f.watch("attn.indexer.topk", selected, {n, config.index_topk});
+    selected = select_rows(f, block, w.indexer, x, qr, visible);
   }
 
   float* o = f.arena.take<float>(n * heads * c);

@@ -23,10 +23,10 @@ Status hyper_connected(const Forward& f, const HyperConnectionWeights& w, const 
                             static_cast<float>(f.config.rms_norm_eps), static_cast<float>(f.config.hc_eps),
                             pre, post, comb, x});
   if (f.tap != nullptr) {
-    const std::string prefix = f.tap_prefix + mixer;
-    f.tap->floats(prefix + ".pre", pre, {t, n});
-    f.tap->floats(prefix + ".post", post, {t, n});
-    f.tap->floats(prefix + ".comb", comb, {t, n, n});
+    const std::string prefix = mixer;
+    f.watch((prefix + ".pre").c_str(), pre, {t, n});
+    f.watch((prefix + ".post").c_str(), post, {t, n});
+    f.watch((prefix + ".comb").c_str(), comb, {t, n, n});
   }
   f.rms_norm(x, norm.data(), t, d, x);
   f.watch(input, x, {t, d});

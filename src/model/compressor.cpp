@@ -1,9 +1,5 @@
 #include "model/compressor.h"
 
-#include <algorithm>
-#include <cstring>
-#include <numeric>
-
 namespace hadal {
 
 void compress_tokens(const Forward& f, std::int64_t block, const CompressorPlan& plan, const float* x) {
@@ -20,52 +16,47 @@ void compress_tokens(const Forward& f, std::int64_t block, const CompressorPlan&
   f.compressor_linear(w.wkv, x, f.n_tokens(), k);
   f.compressor_linear(w.wgate, x, f.n_tokens(), g);
 
-  for (const Segment& s : f.segments) {
-    const Arena::Scope segment_scope(f.arena);
-    // The tail and the new tokens, one after another; `gates` with the position bias by place in the block.
-    const std::int64_t kept = tail.rows(s.start), total = kept + s.count;
-    float* values = f.arena.take<float>(total * wide);
-    float* gates = f.arena.take<float>(total * wide);
-    std::copy_n(s.state->fixed_floats(tail.values), kept * wide, values);
-    std::copy_n(s.state->fixed_floats(tail.gates), kept * wide, gates);
-    std::copy_n(k + s.begin * wide, s.count * wide, values + kept * wide);
-    for (std::int64_t i = 0; i < s.count; ++i) {
-      const float* bias = w.ape.data() + (s.start + i) % m * wide;
-      const float* gate = g + (s.begin + i) * wide;
-      float* to = gates + (kept + i) * wide;
-      for (std::int64_t c = 0; c < wide; ++c) to[c] = gate[c] + bias[c];
-    }
-
-    const std::int64_t first_block = s.start / m, n_blocks = (s.start + s.count) / m - first_block;
-    if (n_blocks > 0) {
-      float* out = f.arena.take<float>(n_blocks * dim);
-      const bool has_previous = tail.overlap && first_block > 0;
-      f.backend.run(CompressParams{n_blocks, m, dim, tail.overlap, has_previous, values, gates, out});
-      f.rms_norm(out, w.norm.data(), n_blocks, dim, out);
-
-      // A row sits at the position of its block's first token.
-      const std::int64_t rope_dim = f.config.qk_rope_head_dim;
-      auto* positions = f.arena.take<std::int64_t>(n_blocks);
-      for (std::int64_t b = 0; b < n_blocks; ++b) positions[b] = (first_block + b) * m;
-      float* cos = f.arena.take<float>(n_blocks * rope_dim / 2);
-      float* sin = f.arena.take<float>(n_blocks * rope_dim / 2);
-      f.compress_frequencies.angles({positions, static_cast<std::size_t>(n_blocks)}, cos, sin);
-      f.backend.run(RopeParams{n_blocks, 1, dim, rope_dim, cos, sin, false, out});
-      if (plan.rotate) {
-        f.backend.run(HadamardParams{n_blocks, dim, out});
-        if (f.simulate_cache())
-          f.backend.run(QuantiseParams{QuantiseParams::Format::e2m1_32, n_blocks, dim, dim, out});
-      } else {
-        f.round_cache_rows(n_blocks, out);
-      }
-      f.watch(plan.tap_name, out, {n_blocks, dim});
-      for (std::int64_t b = 0; b < n_blocks; ++b) s.state->store(rows, first_block + b, out + b * dim);
-    }
-
-    const std::int64_t keep = tail.rows(s.start + s.count);
-    std::copy_n(values + (total - keep) * wide, keep * wide, s.state->fixed_floats(tail.values));
-    std::copy_n(gates + (total - keep) * wide, keep * wide, s.state->fixed_floats(tail.gates));
+  const Arena::Scope host_scope(f.host);
+  const auto n_segments = static_cast<std::int64_t>(f.segments.size());
+  auto* segments = f.host.take<CompressSegment>(n_segments);
+  std::int64_t n_rows = 0;
+  for (std::size_t i = 0; i < f.segments.size(); ++i) {
+    const Segment& s = f.segments[i];
+    segments[i] = {s.begin, s.count, s.start, s.state->fixed_floats(tail.values),
+                   s.state->fixed_floats(tail.gates)};
+    n_rows += (s.start + s.count) / m - s.start / m;
   }
+  float* out = f.arena.take<float>(n_rows * dim);
+  f.backend.run(
+      CompressTokensParams{m, dim, tail.overlap, k, g, w.ape.data(), {segments, f.segments.size()}, out});
+  if (n_rows == 0) return;
+  f.rms_norm(out, w.norm.data(), n_rows, dim, out);
+
+  // A row sits at the position of its block's first token.
+  auto* positions = f.host.take<std::int64_t>(n_rows);
+  auto* places = f.host.take<StoreRowsParams::Place>(n_rows);
+  std::int64_t row = 0;
+  for (const Segment& s : f.segments) {
+    for (std::int64_t b = s.start / m; b < (s.start + s.count) / m; ++b, ++row) {
+      positions[row] = b * m;
+      places[row] = {row, s.state->page(rows, b), b % rows.per_page};
+    }
+  }
+  const std::int64_t rope_dim = f.config.qk_rope_head_dim;
+  float* cos = f.arena.take<float>(n_rows * rope_dim / 2);
+  float* sin = f.arena.take<float>(n_rows * rope_dim / 2);
+  const auto count = static_cast<std::size_t>(n_rows);
+  f.backend.run(AnglesParams{{positions, count}, f.compress_frequencies.values(), cos, sin});
+  f.backend.run(RopeParams{n_rows, 1, dim, rope_dim, cos, sin, false, out});
+  if (plan.rotate) {
+    f.backend.run(HadamardParams{n_rows, dim, out});
+    if (f.simulate_cache())
+      f.backend.run(QuantiseParams{QuantiseParams::Format::e2m1_32, n_rows, dim, dim, out});
+  } else {
+    f.round_cache_rows(n_rows, out);
+  }
+  f.watch(plan.tap_name, out, {n_rows, dim});
+  f.backend.run(StoreRowsParams{rows.shape, out, {places, count}});
 }
 
 }  // namespace hadal

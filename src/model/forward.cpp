@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include "base/check.h"
-#include "tensor/codec.h"
 
 namespace hadal {
 
@@ -36,10 +35,7 @@ void Forward::round_cache_rows(std::int64_t rows, float* x) const {
   HADAL_CHECK(simulate_cache() || shape.format == RowFormat::f32);
   if (!simulate_cache()) return;
   backend.run(QuantiseParams{QuantiseParams::Format::e4m3_64, rows, c, nope, x});
-  if (shape.format == RowFormat::f32) return;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t i = nope; i < c; ++i) x[row * c + i] = bf16_to_f32(f32_to_bf16(x[row * c + i]));
-  }
+  if (shape.format != RowFormat::f32) backend.run(RoundBf16Params{rows, c, nope, x});
 }
 
 }  // namespace hadal

@@ -52,7 +52,8 @@ struct Forward {
   const Config& config;
   Backend& backend;
   Numerics numerics;
-  Arena& arena;
+  Arena& arena;  // of the backend's memory: what ops read and write
+  Arena& host;   // of this process: what spans hold
   std::span<const Segment> segments;
   std::span<const std::int32_t> tokens;  // [T]
   const RotaryFrequencies& sliding_frequencies;
@@ -61,7 +62,7 @@ struct Forward {
   const float* sliding_sin;        // [T, r/2]
   const float* compress_cos;       // [T, r/2]
   const float* compress_sin;       // [T, r/2]
-  const Weights& weights;          // of the whole model
+  const Weights& weights;          // of the whole model, in the backend's memory
   ExpertCache* experts = nullptr;  // where routed experts are, if not in `weights`
   Tap* tap = nullptr;
   std::string tap_prefix;  // "layers.3."
@@ -88,10 +89,24 @@ struct Forward {
   // KV rows [rows, c] rounded to what the caches of these numerics and this state keep.
   void round_cache_rows(std::int64_t rows, float* x) const;
   void watch(const char* name, const float* data, std::initializer_list<std::int64_t> shape) const {
-    if (tap != nullptr) tap->floats(tap_prefix + name, data, shape);
+    if (tap != nullptr) tap->floats(tap_prefix + name, readable(data, shape), shape);
   }
   void watch(const char* name, const std::int32_t* data, std::initializer_list<std::int64_t> shape) const {
-    if (tap != nullptr) tap->ints(tap_prefix + name, data, shape);
+    if (tap != nullptr) tap->ints(tap_prefix + name, readable(data, shape), shape);
+  }
+
+ private:
+  // The data itself or, of a device, a copy on the host that lives as long as the forward.
+  template <class T>
+  const T* readable(const T* data, const Shape& shape) const {
+    Memory& memory = backend.memory();
+    if (memory.on_host()) return data;
+    std::int64_t elements = 1;
+    for (const std::int64_t n : shape) elements *= n;
+    T* copy = host.take<T>(elements);
+    memory.read(copy, reinterpret_cast<const std::byte*>(data),
+                static_cast<std::size_t>(elements) * sizeof(T));
+    return copy;
   }
 };
 

@@ -3,25 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 namespace hadal {
 
-void select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, const float* x,
-                 const float* qr, std::span<const std::int64_t> visible, std::int32_t* selected) {
-  const Arena::Scope scope(f.arena);
+const std::int32_t* select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, const float* x,
+                                const float* qr, std::span<const std::int64_t> visible) {
   const std::int64_t heads = f.config.index_n_heads, dim = f.config.index_head_dim, n = f.n_tokens();
   const std::int64_t top_k = f.config.index_topk;
   const std::int64_t most = *std::max_element(visible.begin(), visible.end());
-  const auto all_visible = [&](std::int64_t t) {
-    std::int32_t* out = selected + t * top_k;
-    for (std::int64_t i = 0; i < top_k; ++i) {
-      out[i] = i < visible[static_cast<std::size_t>(t)] ? static_cast<std::int32_t>(i) : -1;
-    }
-  };
-  if (most <= top_k && f.tap == nullptr) {  // nothing to choose from
-    for (std::int64_t t = 0; t < n; ++t) all_visible(t);
-    return;
-  }
+  if (most <= top_k && f.tap == nullptr) return nullptr;  // nothing to choose from
+  auto* selected = f.arena.take<std::int32_t>(n * top_k);
+  const Arena::Scope scope(f.arena);
 
   float* q = f.arena.take<float>(n * heads * dim);
   f.linear(w.wq_b, qr, n, q);
@@ -36,7 +29,7 @@ void select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, 
   f.linear(w.weights_proj, x, n, weights);
   const auto scale =
       static_cast<float>(1 / (std::sqrt(static_cast<double>(dim)) * std::sqrt(static_cast<double>(heads))));
-  for (std::int64_t i = 0; i < n * heads; ++i) weights[i] *= scale;
+  f.backend.run(ScaleParams{n * heads, scale, weights});
   f.watch("attn.indexer.weights", weights, {n, heads});
 
   const RowsLayout& rows = f.segments[0].state->layout().blocks[static_cast<std::size_t>(block)].index_rows;
@@ -52,10 +45,14 @@ void select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, 
     const Arena::Scope segment_scope(f.arena);
     const std::int64_t stride = std::max<std::int64_t>(1, seen.back());
     float* scores = f.arena.take<float>(s.count * stride);
-    std::fill_n(scores, s.count * stride, -std::numeric_limits<float>::infinity());
+    const std::vector<float> nothing(static_cast<std::size_t>(s.count * stride),
+                                     -std::numeric_limits<float>::infinity());
+    f.backend.memory().write(reinterpret_cast<std::byte*>(scores), nothing.data(), 4 * nothing.size());
     f.backend.run(IndexScoresParams{s.count, heads, dim, own_q, own_weights, paged, seen, stride, scores});
     f.watch("attn.indexer.scores", scores, {s.count, stride});
   }
+  f.watch("attn.indexer.topk", selected, {n, top_k});
+  return selected;
 }
 
 }  // namespace hadal

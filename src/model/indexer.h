@@ -7,8 +7,9 @@
 namespace hadal {
 
 // x: [T, d] normed input; qr: [T, q_lora] the normed low-rank query. visible[t] rows exist for token t.
-// Writes selected: [T, index_topk], ascending row numbers, -1 behind the last.
-void select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, const float* x,
-                 const float* qr, std::span<const std::int64_t> visible, std::int32_t* selected);
+// Returns [T, index_topk], ascending row numbers, -1 behind the last, from the arena; or null where every
+// token may attend to all that it sees.
+const std::int32_t* select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, const float* x,
+                                const float* qr, std::span<const std::int64_t> visible);
 
 }  // namespace hadal

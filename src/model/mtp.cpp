@@ -21,9 +21,7 @@ Status mtp(const Forward& f, std::int64_t index, const Weights& weights, const f
   f.rms_norm(streams, w.hnorm.data(), t * n, d, normed);
   float* mixed = f.arena.take<float>(t * n * d);
   f.linear(w.h_proj, normed, t * n, mixed);
-  for (std::int64_t i = 0; i < t * n; ++i) {
-    for (std::int64_t c = 0; c < d; ++c) mixed[i * d + c] += projected[i / n * d + c];
-  }
+  f.backend.run(AddRowsParams{t * n, d, n, projected, mixed});
 
   HADAL_RETURN_IF_ERROR(run_block(f, f.config.num_hidden_layers + index, w.block, mixed));
   float* h = f.arena.take<float>(t * d);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "ops/ref/ref.h"
+
 namespace hadal {
 
 RotaryFrequencies::RotaryFrequencies(std::int64_t rope_dim, double base,
@@ -33,13 +35,7 @@ RotaryFrequencies::RotaryFrequencies(std::int64_t rope_dim, double base,
 }
 
 void RotaryFrequencies::angles(std::span<const std::int64_t> positions, float* cos, float* sin) const {
-  for (const std::int64_t position : positions) {
-    for (const float frequency : values_) {
-      const double angle = static_cast<float>(position) * frequency;
-      *cos++ = static_cast<float>(std::cos(angle));
-      *sin++ = static_cast<float>(std::sin(angle));
-    }
-  }
+  ref::angles({positions, values_, cos, sin});
 }
 
 }  // namespace hadal

@@ -162,11 +162,15 @@ StateLayout::StateLayout(const Config& config, StateFormat wanted)
   fingerprint = XXH64(shape.data(), shape.size() * sizeof(shape[0]), 0);
 }
 
-SequenceState::SequenceState(const StateLayout& layout)
-    : layout_(&layout), fixed_(static_cast<std::size_t>(layout.fixed_bytes)) {}
+SequenceState::SequenceState(const StateLayout& layout) : SequenceState(layout, host_memory()) {}
+
+SequenceState::SequenceState(const StateLayout& layout, Memory& memory)
+    : layout_(&layout),
+      memory_(&memory),
+      fixed_(Bytes::zeros(static_cast<std::size_t>(layout.fixed_bytes), memory)) {}
 
 SequenceState SequenceState::fork() const {
-  SequenceState copy(*layout_);
+  SequenceState copy(*layout_, *memory_);
   copy.length_ = length_;
   copy.mtp_length_ = mtp_length_;
   copy.fixed_ = fixed_.clone();
@@ -182,7 +186,8 @@ void SequenceState::prepare_append(std::int64_t count) {
   const auto last = static_cast<std::size_t>((length_ + count - 1) / kPageTokens);
   for (std::size_t i = first; i <= last; ++i) {
     if (i == pages_.size()) {
-      pages_.push_back(std::make_shared<Bytes>(static_cast<std::size_t>(layout_->page_bytes)));
+      pages_.push_back(
+          std::make_shared<Bytes>(Bytes::zeros(static_cast<std::size_t>(layout_->page_bytes), *memory_)));
       page_data_.push_back(pages_.back()->data());
     } else if (pages_[i].use_count() > 1) {
       pages_[i] = std::make_shared<Bytes>(pages_[i]->clone());
@@ -191,14 +196,38 @@ void SequenceState::prepare_append(std::int64_t count) {
   }
 }
 
+void SequenceState::move_to(Memory& memory) {
+  if (memory_ == &memory) return;
+  std::vector<std::byte> through;
+  const auto moved = [&](const Bytes& from) {
+    through.resize(from.size());
+    from.read(through.data());
+    Bytes to = Bytes::uninitialised(from.size(), memory);
+    to.write(through.data());
+    return to;
+  };
+  fixed_ = moved(fixed_);
+  for (std::size_t i = 0; i < pages_.size(); ++i) {
+    pages_[i] = std::make_shared<Bytes>(moved(*pages_[i]));
+    page_data_[i] = pages_[i]->data();
+  }
+  for (auto& [length, checkpoint] : checkpoints_) {
+    auto copy = std::make_shared<Checkpoint>();
+    copy->fixed = moved(checkpoint->fixed);
+    copy->mtp_length = checkpoint->mtp_length;
+    checkpoint = std::move(copy);
+  }
+  memory_ = &memory;
+}
+
 void SequenceState::copy_fixed(Buffer<std::byte>& to) const {
   if (to.size() != fixed_.size()) to = Buffer<std::byte>::uninitialised(fixed_.size());
-  std::memcpy(to.data(), fixed_.data(), fixed_.size());
+  fixed_.read(to.data());
 }
 
 void SequenceState::restore_fixed(const Buffer<std::byte>& from) {
   HADAL_CHECK(from.size() == fixed_.size());
-  std::memcpy(fixed_.data(), from.data(), fixed_.size());
+  fixed_.write(from.data());
 }
 
 void SequenceState::keep_checkpoint() {
@@ -229,7 +258,7 @@ Status SequenceState::truncate(std::int64_t length) {
                     length_, length, nearest));
   }
   if (length == 0) {
-    *this = SequenceState(*layout_);
+    *this = SequenceState(*layout_, *memory_);
     return {};
   }
   fixed_ = kept->second->fixed.clone();
@@ -288,8 +317,14 @@ Status SequenceState::save(const std::filesystem::path& path, std::uint64_t nume
     return writer.write(bytes);
   };
   HADAL_RETURN_IF_ERROR(put(std::as_bytes(std::span(&header, 1))));
-  HADAL_RETURN_IF_ERROR(put(fixed_.span()));
-  for (const auto& page : pages_) HADAL_RETURN_IF_ERROR(put(page->span()));
+  std::vector<std::byte> bytes;
+  const auto put_block = [&](const Bytes& block) -> Status {
+    bytes.resize(block.size());
+    block.read(bytes.data());
+    return put(bytes);
+  };
+  HADAL_RETURN_IF_ERROR(put_block(fixed_));
+  for (const auto& page : pages_) HADAL_RETURN_IF_ERROR(put_block(*page));
   const std::uint64_t checksum = XXH64_digest(hash.get());
   HADAL_RETURN_IF_ERROR(writer.write(std::as_bytes(std::span(&checksum, 1))));
   return writer.commit();

@@ -17,6 +17,7 @@
 #include <hadal/error.h>
 
 #include "base/buffer.h"
+#include "base/memory.h"
 #include "model/config.h"
 #include "ops/ops.h"
 
@@ -45,9 +46,7 @@ struct TailLayout {
   std::int64_t gates = 0;   // [capacity, wide] floats, position bias added
 
   std::int64_t capacity() const { return overlap ? 2 * ratio - 1 : ratio - 1; }
-  std::int64_t rows(std::int64_t length) const {
-    return length % ratio + (overlap && length >= ratio ? ratio : 0);
-  }
+  std::int64_t rows(std::int64_t length) const { return CompressSegment::kept(length, ratio, overlap); }
 };
 
 // Rows of one kind (attention or index) of one block within a page.
@@ -119,10 +118,11 @@ class SequenceState {
   float* fixed_floats(std::int64_t offset) { return reinterpret_cast<float*>(fixed(offset)); }
   // Makes the pages of positions [length, length + count) exist and belong to this sequence alone.
   void prepare_append(std::int64_t count);
-  // Puts row `i` of a block in its place, in a page that prepare_append covered.
-  void store(const RowsLayout& rows, std::int64_t i, const float* row) {
-    store_row(rows.shape, row, page_data_[static_cast<std::size_t>(i / rows.per_page)] + rows.offset,
-              i % rows.per_page);
+  // A state lives where its forwards run: a new one on the host, until a forward on a device takes it there.
+  void move_to(Memory& memory);
+  // The rows of a block in the page that has its row `i`, and that prepare_append covered.
+  std::byte* page(const RowsLayout& rows, std::int64_t i) const {
+    return page_data_[static_cast<std::size_t>(i / rows.per_page)] + rows.offset;
   }
   PagedRows paged_rows(const RowsLayout& rows) const {
     return {page_data_.data(), rows.offset, rows.per_page, rows.shape};
@@ -135,13 +135,16 @@ class SequenceState {
   void advance_mtp(std::int64_t count) { mtp_length_ += count; }
 
  private:
-  using Bytes = Buffer<std::byte>;
+  using Bytes = MemoryBlock;
   struct Checkpoint {
     Bytes fixed;
     std::int64_t mtp_length = 0;
   };
 
+  SequenceState(const StateLayout& layout, Memory& memory);
+
   const StateLayout* layout_;
+  Memory* memory_;
   std::int64_t length_ = 0;
   std::int64_t mtp_length_ = 0;
   Bytes fixed_;

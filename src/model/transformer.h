@@ -15,6 +15,7 @@
 #include "base/arena.h"
 #include "model/forward.h"
 #include "model/model.h"
+#include "model/placed_weights.h"
 
 namespace hadal {
 
@@ -26,8 +27,10 @@ struct BatchItem {
   Logits logits = Logits::last;          // of which of them
 };
 
-// Whether a model can run in these numerics. Errors: unsupported, for `int8` with FP8 experts on disk.
-Status check_numerics(const Model& model, Numerics numerics);
+// Whether a backend can run a model in these numerics. Errors: unsupported, for `int8` with FP8 experts on
+// disk or on a backend without it, and for experts on disk where the backend cannot read this process's
+// memory; resource_exhausted where its memory is too small for the weights.
+Status check_numerics(const Model& model, Numerics numerics, Backend& backend);
 // MemoryBudget::beside_weight for these numerics, as an option names them: what a Transformer will have the
 // backend prepare.
 std::function<std::int64_t(const Linear&)> beside_weights(std::string_view numerics, const Backend& backend);
@@ -43,9 +46,7 @@ class Transformer {
   Result<std::span<const float>> forward(std::span<const BatchItem> batch);
 
   // The residual streams behind the last block of the latest forward, [T, n, d]; for forward_mtp.
-  std::span<const float> streams() const {
-    return {streams_.data(), static_cast<std::size_t>(streams_size_)};
-  }
+  std::span<const float> streams() const { return on_host(streams_, streams_size_, host_streams_); }
 
   // Runs MTP block `index` over positions state.mtp_length() .. + T-1: `streams` are those positions' streams
   // [T, n, d], `next_tokens` the tokens that follow each of them. Returns logits of the tokens after those,
@@ -77,7 +78,7 @@ class Transformer {
   };
   const Prepared& prepared() const { return prepared_; }
   std::size_t scratch_bytes() const {
-    return arena_.reserved_bytes() + 4 * (streams_.size() + logits_.size());
+    return arena_.reserved_bytes() + host_arena_.reserved_bytes() + streams_.size() + logits_.size();
   }
 
  private:
@@ -85,13 +86,17 @@ class Transformer {
   template <class Body>
   Status with_forward(std::span<const Segment> segments, std::span<const std::int32_t> tokens, Body&& body);
   Status check_tokens(std::span<const std::int32_t> tokens) const;
+  // `count` floats of the backend's memory, where the process can read them.
+  std::span<const float> on_host(const MemoryBlock& from, std::int64_t count, Buffer<float>& copy) const;
 
   const Model& model_;
   Backend& backend_;
   Numerics numerics_;
   Prepared prepared_;
-  Arena arena_;
-  Buffer<float> streams_, logits_;
+  PlacedWeights weights_;
+  Arena arena_, host_arena_;
+  MemoryBlock streams_, logits_;                      // floats
+  mutable Buffer<float> host_streams_, host_logits_;  // copies, of a device
   std::int64_t streams_size_ = 0;
   std::vector<std::int32_t> tokens_;
   std::vector<Segment> segments_;

@@ -7,6 +7,9 @@
 #include "base/check.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/ref/reference_backend.h"
+#ifdef HADAL_CUDA
+#include "ops/cuda/cuda_backend.h"
+#endif
 
 namespace hadal {
 
@@ -30,6 +33,11 @@ void Backend::run(const LinearParams& p) {
   if (p.n_tokens > 0) dispatch(&Backend::linear, p);
 }
 
+void Backend::run(const AnglesParams& p) {
+  HADAL_CHECK(!p.frequencies.empty());
+  if (!p.positions.empty()) dispatch(&Backend::angles, p);
+}
+
 void Backend::run(const RopeParams& p) {
   HADAL_CHECK(p.rope_dim > 0 && p.rope_dim % 2 == 0 && p.rope_dim <= p.dim);
   if (p.n_tokens > 0) dispatch(&Backend::rope, p);
@@ -43,6 +51,24 @@ void Backend::run(const QuantiseParams& p) {
   if (p.rows > 0) dispatch(&Backend::quantise, p);
 }
 
+void Backend::run(const RoundBf16Params& p) {
+  HADAL_CHECK(p.begin >= 0 && p.begin <= p.dim);
+  if (p.rows > 0 && p.begin < p.dim) dispatch(&Backend::round_bf16, p);
+}
+
+void Backend::run(const ScaleParams& p) {
+  if (p.count > 0) dispatch(&Backend::scale, p);
+}
+
+void Backend::run(const AddRowsParams& p) {
+  HADAL_CHECK(p.repeat > 0 && p.rows % p.repeat == 0);
+  if (p.rows > 0) dispatch(&Backend::add_rows, p);
+}
+
+void Backend::run(const GatherRowsParams& p) {
+  if (!p.rows.empty()) dispatch(&Backend::gather_rows, p);
+}
+
 void Backend::run(const HadamardParams& p) {
   HADAL_CHECK(std::has_single_bit(static_cast<std::uint64_t>(p.dim)));
   if (p.rows > 0) dispatch(&Backend::hadamard, p);
@@ -51,6 +77,15 @@ void Backend::run(const HadamardParams& p) {
 void Backend::run(const CompressParams& p) {
   HADAL_CHECK(p.ratio > 0 && p.dim > 0 && (p.overlap || !p.has_previous));
   if (p.n_blocks > 0) dispatch(&Backend::compress, p);
+}
+
+void Backend::run(const CompressTokensParams& p) {
+  HADAL_CHECK(p.ratio > 0 && p.dim > 0 && !p.segments.empty());
+  dispatch(&Backend::compress_tokens, p);
+}
+
+void Backend::run(const StoreRowsParams& p) {
+  if (!p.places.empty()) dispatch(&Backend::store_rows, p);
 }
 
 void Backend::run(const IndexScoresParams& p) {
@@ -100,8 +135,16 @@ void Backend::run(const ExpertsParams& p) {
 
 Result<std::unique_ptr<Backend>> make_backend(std::string_view name, std::string_view isa, ThreadPool& pool) {
   if (name == "ref") return std::make_unique<ReferenceBackend>(pool);
+  if (name == "cuda") {
+#ifdef HADAL_CUDA
+    return CudaBackend::make();
+#else
+    return fail(ErrorCode::unsupported,
+                "backend 'cuda': this build has none; configure with -DHADAL_CUDA=ON");
+#endif
+  }
   if (name != "cpu") {
-    return fail(ErrorCode::unsupported, fmt::format("backend '{}': there are 'ref' and 'cpu'", name));
+    return fail(ErrorCode::unsupported, fmt::format("backend '{}': there are 'cpu', 'cuda' and 'ref'", name));
   }
   HADAL_ASSIGN_OR_RETURN(const cpu::Kernels* kernels, cpu::choose_kernels(isa));
   return std::make_unique<CpuBackend>(*kernels, pool);

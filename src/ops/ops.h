@@ -1,6 +1,8 @@
 // The operations of DeepSeek-V4 at the model's own granularity: one Params struct per op. Every array is
 // float32 (or int32), row-major and contiguous unless a stride says otherwise; T is the number of tokens of
-// the ragged batch. ops/ref has the plain definition of each, and tests hold every backend to it.
+// the ragged batch. Pointers point into the backend's memory (Backend::memory), spans into this process: what
+// a span holds is read before run() returns. ops/ref has the plain definition of each op, and tests hold
+// every backend to it.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +43,14 @@ struct LinearParams {
   float* y = nullptr;                            // [T, out]
 };
 
+// cos and sin of position * frequency, the product in float32 as the official code computes it.
+struct AnglesParams {
+  std::span<const std::int64_t> positions;  // [T]
+  std::span<const float> frequencies;       // [r/2]
+  float* cos = nullptr;                     // [T, r/2]
+  float* sin = nullptr;                     // [T, r/2]
+};
+
 // Rotates the last rope_dim entries of every head by the angle of its token: pairs (2i, 2i+1).
 struct RopeParams {
   std::int64_t n_tokens = 0;
@@ -64,6 +74,38 @@ struct QuantiseParams {
   float* x = nullptr;  // [rows, dim], in place
 };
 
+// Entries [begin, dim) of each row rounded to BF16 and back.
+struct RoundBf16Params {
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;
+  std::int64_t begin = 0;
+  float* x = nullptr;  // [rows, dim], in place
+};
+
+// x *= factor.
+struct ScaleParams {
+  std::int64_t count = 0;
+  float factor = 1;
+  float* x = nullptr;  // [count], in place
+};
+
+// x[r] += y[r / repeat].
+struct AddRowsParams {
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;
+  std::int64_t repeat = 1;
+  const float* y = nullptr;  // [rows / repeat, dim]
+  float* x = nullptr;        // [rows, dim], in place
+};
+
+// out[i] = x[rows[i]].
+struct GatherRowsParams {
+  std::span<const std::int64_t> rows;
+  std::int64_t dim = 0;
+  const float* x = nullptr;  // [.., dim]
+  float* out = nullptr;      // [rows, dim]
+};
+
 // Each row times the Hadamard matrix in Sylvester order, scaled by dim^-1/2.
 struct HadamardParams {
   std::int64_t rows = 0;
@@ -83,6 +125,46 @@ struct CompressParams {
   const float* values = nullptr;  // [(has_previous + n_blocks) * m, o * c'], o = overlap ? 2 : 1
   const float* gates = nullptr;   // same shape, position bias added
   float* out = nullptr;           // [n_blocks, c']
+};
+
+// What one sequence brings to a compressor: consecutive tokens, and the tail that its state has kept of those
+// before them (TailLayout), which is read and then replaced by the tail behind the new ones.
+struct CompressSegment {
+  std::int64_t begin = 0;   // row of the batch of its first token
+  std::int64_t count = 0;   // tokens
+  std::int64_t start = 0;   // position of the first
+  float* values = nullptr;  // [kept, o * c']
+  float* gates = nullptr;   // [kept, o * c'], position bias added
+
+  // Tokens in the tail of a sequence of `length`: those of the unfinished block and, with overlap, the block
+  // before it.
+  static std::int64_t kept(std::int64_t length, std::int64_t ratio, bool overlap) {
+    return length % ratio + (overlap && length >= ratio ? ratio : 0);
+  }
+};
+
+// Adds the position bias to the gates and pools every block that the batch completes, as CompressParams says.
+struct CompressTokensParams {
+  std::int64_t ratio = 0;  // m
+  std::int64_t dim = 0;    // c'
+  bool overlap = false;
+  const float* values = nullptr;              // [T, o * c']
+  const float* gates = nullptr;               // [T, o * c']
+  const float* bias = nullptr;                // [m, o * c'], by place in the block
+  std::span<const CompressSegment> segments;  // all of the batch, in order
+  float* out = nullptr;                       // [blocks of all segments, c']
+};
+
+// Puts rows in their places in the state, in its format (store_row).
+struct StoreRowsParams {
+  struct Place {
+    std::int64_t row = 0;       // of x
+    std::byte* rows = nullptr;  // in the backend's memory
+    std::int64_t i = 0;         // becomes the i-th of these rows
+  };
+  RowShape shape;
+  const float* x = nullptr;  // [.., dim]
+  std::span<const Place> places;
 };
 
 // scores[t][b] = sum_h weights[t][h] * relu(q[t][h] . rows[b]) for b < visible[t]; the rest is untouched.

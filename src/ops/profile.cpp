@@ -32,17 +32,38 @@ OpWork work_of(const LinearParams& p) {
   return {"linear", p.weight->name, stored_bytes(*p.weight),
           2 * product(p.n_tokens, p.weight->out, p.weight->in)};
 }
+OpWork work_of(const AnglesParams&) {
+  return {"angles", ""};
+}
 OpWork work_of(const RopeParams&) {
   return {"rope", ""};
 }
 OpWork work_of(const QuantiseParams&) {
   return {"quantise", ""};
 }
+OpWork work_of(const RoundBf16Params&) {
+  return {"round_bf16", ""};
+}
+OpWork work_of(const ScaleParams&) {
+  return {"scale", ""};
+}
+OpWork work_of(const AddRowsParams&) {
+  return {"add_rows", ""};
+}
+OpWork work_of(const GatherRowsParams&) {
+  return {"gather_rows", ""};
+}
 OpWork work_of(const HadamardParams&) {
   return {"hadamard", ""};
 }
 OpWork work_of(const CompressParams&) {
   return {"compress", ""};
+}
+OpWork work_of(const CompressTokensParams&) {
+  return {"compress_tokens", ""};
+}
+OpWork work_of(const StoreRowsParams&) {
+  return {"store_rows", ""};
 }
 OpWork work_of(const IndexScoresParams& p) {
   const std::int64_t rows = std::accumulate(p.visible.begin(), p.visible.end(), std::int64_t{0});

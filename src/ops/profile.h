@@ -22,10 +22,17 @@ struct OpWork {
 OpWork work_of(const EmbedParams& p);
 OpWork work_of(const RmsNormParams& p);
 OpWork work_of(const LinearParams& p);
+OpWork work_of(const AnglesParams& p);
 OpWork work_of(const RopeParams& p);
 OpWork work_of(const QuantiseParams& p);
+OpWork work_of(const RoundBf16Params& p);
+OpWork work_of(const ScaleParams& p);
+OpWork work_of(const AddRowsParams& p);
+OpWork work_of(const GatherRowsParams& p);
 OpWork work_of(const HadamardParams& p);
 OpWork work_of(const CompressParams& p);
+OpWork work_of(const CompressTokensParams& p);
+OpWork work_of(const StoreRowsParams& p);
 OpWork work_of(const IndexScoresParams& p);
 OpWork work_of(const IndexSelectParams& p);
 OpWork work_of(const SparseAttentionParams& p);

@@ -128,6 +128,21 @@ double ReadBandwidth::measure() {
          seconds_since(start) / 1e9;
 }
 
+CopyBandwidth::CopyBandwidth(std::size_t bytes, Memory& memory)
+    : from_(MemoryBlock::zeros(bytes / 2, memory)), to_(MemoryBlock::zeros(bytes / 2, memory)) {}
+
+double CopyBandwidth::measure() {
+  Memory& memory = from_.memory();
+  constexpr int kCopies = 10;
+  std::byte done{};
+  memory.read(&done, to_.data(), 1);
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < kCopies; ++i) memory.copy(to_.data(), from_.data(), from_.size());
+  memory.read(&done, to_.data(), 1);  // waits
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return 2 * kCopies * static_cast<double>(from_.size()) / seconds / 1e9;
+}
+
 ArithmeticPeaks measure_arithmetic(ThreadPool& pool, double seconds) {
   ArithmeticPeaks peaks;
 #if defined(__x86_64__)

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/buffer.h"
+#include "base/memory.h"
 #include "base/thread_pool.h"
 
 namespace hadal {
@@ -18,6 +19,16 @@ class ReadBandwidth {
  private:
   ThreadPool& pool_;
   Buffer<float> memory_;
+};
+
+// Of a device: copies between two halves of a buffer, bytes read and written both counted.
+class CopyBandwidth {
+ public:
+  CopyBandwidth(std::size_t bytes, Memory& memory);
+  double measure();  // GB/s of several copies
+
+ private:
+  MemoryBlock from_, to_;
 };
 
 struct ArithmeticPeaks {

@@ -358,7 +358,7 @@ TEST_F(ExpertCacheTest, Int8UnderABudgetIsPlannedAndTheSameBits) {
                                   .most_slots = ExpertCache::least_slots(4),
                                   .beside_weight = beside_weights("int8", *backend)});
   ASSERT_TRUE(model.has_value()) << model.error().message();
-  ASSERT_TRUE(check_numerics(*model, Numerics::int8).has_value());
+  ASSERT_TRUE(check_numerics(*model, Numerics::int8, *backend).has_value());
   ASSERT_EQ(said.size(), 1U);
   EXPECT_THAT(said[0], HasSubstr(" of it again as int8 + "));
   Transformer transformer(*model, *backend, Numerics::int8);
@@ -378,10 +378,11 @@ TEST_F(ExpertCacheTest, Int8PacksNoExpertsThatComeAndGo) {
   options.force = true;
   ASSERT_TRUE(init_checkpoint(base, directory_ / "m", options, pool).has_value());
   const Model model = streamed(0);
-  const Status refused = check_numerics(model, Numerics::int8);
+  const auto backend = std::move(*make_backend("cpu", "", pool));
+  const Status refused = check_numerics(model, Numerics::int8, *backend);
   ASSERT_FALSE(refused.has_value());
   EXPECT_EQ(refused.error().code(), ErrorCode::unsupported);
-  EXPECT_TRUE(check_numerics(model, Numerics::official).has_value());
+  EXPECT_TRUE(check_numerics(model, Numerics::official, *backend).has_value());
 }
 
 TEST_F(ExpertCacheTest, BudgetTooSmallSaysTheLeast) {

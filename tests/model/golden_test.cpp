@@ -11,6 +11,7 @@
 
 #include "golden_data.h"
 #include "model/transformer.h"
+#include "ops/ref/ref.h"
 
 namespace hadal {
 namespace {
@@ -183,7 +184,7 @@ TEST_P(GoldenCompactTest, SelectionsAreTheRecordedOnes) {
     std::vector<float> streams(tokens_.size() *
                                static_cast<std::size_t>(config.hc_mult * config.hidden_size));
     if (layer == 0) {
-      backend_->run(EmbedParams{tokens_, &model_->weights().embed, config.hc_mult, streams.data()});
+      ref::embed({tokens_, &model_->weights().embed, config.hc_mult, streams.data()}, pool_);
     } else {
       streams = *wide.values("layers." + std::to_string(layer - 1) + ".streams_out");
     }
@@ -239,8 +240,7 @@ TEST_P(GoldenLayersTest, LayerByLayer) {
     std::vector<float> streams;
     if (layer == 0) {
       streams.resize(n * static_cast<std::size_t>(model_->config().hc_mult * model_->config().hidden_size));
-      backend_->run(
-          EmbedParams{tokens(0, n), &model_->weights().embed, model_->config().hc_mult, streams.data()});
+      ref::embed({tokens(0, n), &model_->weights().embed, model_->config().hc_mult, streams.data()}, pool_);
     } else {
       streams = golden_.floats("short.layers." + std::to_string(layer - 1) + ".streams_out");
     }
@@ -265,7 +265,7 @@ std::string test_name(const testing::TestParamInfo<GoldenTest::ParamType>& test)
 const auto kBackends = testing::Values(BackendChoice{"ref", ""}, BackendChoice{"cpu", "avx512bf16"},
                                        BackendChoice{"cpu", "avx512vnni"}, BackendChoice{"cpu", "avx512"},
                                        BackendChoice{"cpu", "avx2vnni"}, BackendChoice{"cpu", "avx2"},
-                                       BackendChoice{"cpu", "scalar"});
+                                       BackendChoice{"cpu", "scalar"}, BackendChoice{"cuda", ""});
 const auto kT1 = testing::Values(GoldenCase{"t1-m2", "t1-m2", Numerics::exact},
                                  GoldenCase{"t1-m2", "t1-m2", Numerics::qsim},
                                  GoldenCase{"t1-m2", "t1-m2", Numerics::official});
@@ -280,8 +280,8 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenCompactTest,
                          testing::Combine(testing::Values(GoldenCase{"t1-m2", "t1-m2", Numerics::qsim},
                                                           GoldenCase{"t1-m2", "t1-m2", Numerics::official},
                                                           GoldenCase{"t2-m2", "t2-m2", Numerics::official}),
-                                          testing::Values(BackendChoice{"ref", ""},
-                                                          BackendChoice{"cpu", ""})),
+                                          testing::Values(BackendChoice{"ref", ""}, BackendChoice{"cpu", ""},
+                                                          BackendChoice{"cuda", ""})),
                          test_name);
 INSTANTIATE_TEST_SUITE_P(T1, GoldenLayersTest, testing::Combine(kT1, kBackends), test_name);
 

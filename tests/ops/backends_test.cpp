@@ -309,6 +309,14 @@ TEST(MakeBackend, NamesWhatThereIs) {
   ASSERT_FALSE(backend.has_value());
   EXPECT_NE(backend.error().message().find("scalar"), std::string::npos);
   EXPECT_FALSE(make_backend("tpu", "", pool).has_value());
+  if (const auto cuda = make_backend("cuda", "", pool); !cuda) {
+    EXPECT_EQ(cuda.error().code(), ErrorCode::unsupported);
+    // What is missing: in this build or in this machine.
+    const std::string message = cuda.error().message();
+    EXPECT_TRUE(message.find("HADAL_CUDA") != message.npos || message.find("CUDA device") != message.npos ||
+                message.find("compute capability") != message.npos)
+        << message;
+  }
 }
 
 }  // namespace

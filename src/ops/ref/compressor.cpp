@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "ops/ref/ref.h"
+#include "ops/ref/reference_backend.h"
 
 namespace hadal::ref {
 
@@ -81,3 +82,39 @@ void compress_backward(const CompressBackwardParams& p, ThreadPool& pool) {
 }
 
 }  // namespace hadal::ref
+
+namespace hadal {
+
+void ReferenceBackend::compress_tokens(const CompressTokensParams& p) {
+  const std::int64_t m = p.ratio, wide = (p.overlap ? 2 : 1) * p.dim;
+  const auto grow = [](Buffer<float>& buffer, std::int64_t size) {
+    if (static_cast<std::int64_t>(buffer.size()) < size)
+      buffer = Buffer<float>::uninitialised(static_cast<std::size_t>(size));
+    return buffer.data();
+  };
+  float* out = p.out;
+  for (const CompressSegment& s : p.segments) {
+    // The tail and the new tokens, one after another; `gates` with the position bias by place in the block.
+    const std::int64_t kept = CompressSegment::kept(s.start, m, p.overlap), total = kept + s.count;
+    float* values = grow(values_, total * wide);
+    float* gates = grow(gates_, total * wide);
+    std::copy_n(s.values, kept * wide, values);
+    std::copy_n(s.gates, kept * wide, gates);
+    std::copy_n(p.values + s.begin * wide, s.count * wide, values + kept * wide);
+    for (std::int64_t i = 0; i < s.count; ++i) {
+      const float* bias = p.bias + (s.start + i) % m * wide;
+      const float* gate = p.gates + (s.begin + i) * wide;
+      float* to = gates + (kept + i) * wide;
+      for (std::int64_t c = 0; c < wide; ++c) to[c] = gate[c] + bias[c];
+    }
+    const std::int64_t first_block = s.start / m, n_blocks = (s.start + s.count) / m - first_block;
+    run(CompressParams{n_blocks, m, p.dim, p.overlap, p.overlap && first_block > 0, values, gates, out});
+    out += n_blocks * p.dim;
+
+    const std::int64_t keep = CompressSegment::kept(s.start + s.count, m, p.overlap);
+    std::copy_n(values + (total - keep) * wide, keep * wide, s.values);
+    std::copy_n(gates + (total - keep) * wide, keep * wide, s.gates);
+  }
+}
+
+}  // namespace hadal

@@ -12,10 +12,16 @@ namespace hadal::ref {
 void embed(const EmbedParams& p, ThreadPool& pool);
 void rms_norm(const RmsNormParams& p, ThreadPool& pool);
 void linear(const LinearParams& p, ThreadPool& pool);
+void angles(const AnglesParams& p);
 void rope(const RopeParams& p, ThreadPool& pool);
 void quantise(const QuantiseParams& p, ThreadPool& pool);
+void round_bf16(const RoundBf16Params& p);
+void scale(const ScaleParams& p);
+void add_rows(const AddRowsParams& p);
+void gather_rows(const GatherRowsParams& p);
 void hadamard(const HadamardParams& p, ThreadPool& pool);
 void compress(const CompressParams& p, ThreadPool& pool);
+void store_rows(const StoreRowsParams& p);
 void index_scores(const IndexScoresParams& p, ThreadPool& pool);
 void index_select(const IndexSelectParams& p, ThreadPool& pool);
 void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool);

@@ -1,7 +1,20 @@
 // Rotary position embedding, interleaved: pairs (2i, 2i+1) of the last rope_dim entries (section 3).
+#include <cmath>
+
 #include "ops/ref/ref.h"
 
 namespace hadal::ref {
+
+void angles(const AnglesParams& p) {
+  float *cos = p.cos, *sin = p.sin;
+  for (const std::int64_t position : p.positions) {
+    for (const float frequency : p.frequencies) {
+      const double angle = static_cast<float>(position) * frequency;
+      *cos++ = static_cast<float>(std::cos(angle));
+      *sin++ = static_cast<float>(std::sin(angle));
+    }
+  }
+}
 
 void rope(const RopeParams& p, ThreadPool& pool) {
   const std::int64_t half = p.rope_dim / 2;
