@@ -51,6 +51,7 @@ class Bench {
       : arguments_(arguments),
         model_(model),
         layout_(model.state_layout(format)),
+        cost_model_(model.config()),
         transformer_(transformer),
         bandwidth_(bandwidth_buffer(arguments), pool) {
     bandwidth_.measure();
@@ -190,15 +191,16 @@ class Bench {
     Row out{phase,         context, batch, static_cast<double>(tokens) / median(seconds),
             median(reads), {},      {},    DiskMeter(nullptr)};
     const bool decoding = out.phase == "decode";
-    out.cost =
-        token_cost(model_.config(), layout_, context,
-                   decoding ? batch : std::min(arguments_.chunk, arguments_.prefill), decoding ? batch : 1);
+    const ForwardShape step{context, batch, 1, 1},
+        chunk{context, 1, std::min(arguments_.chunk, arguments_.prefill), 1};
+    out.cost = cost_model_(RowBytes::of(layout_), decoding ? step : chunk);
     return out;
   }
 
   const Arguments& arguments_;
   const Model& model_;
   const StateLayout& layout_;
+  CostModel cost_model_;
   Transformer& transformer_;
   ReadBandwidth bandwidth_;
   Sampler sampler_;
@@ -237,7 +239,7 @@ Result<Model> open_model(const Arguments& arguments, const Backend& backend, Thr
 
 Status bench(const Arguments& arguments) {
   if (arguments.engine.model.empty() == arguments.preset.empty()) {
-    return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash or pro");
+    return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash, pro or v3.2");
   }
   if (arguments.engine.memory_bytes > 0 && arguments.engine.model.empty())
     return fail(ErrorCode::invalid_argument,
@@ -346,7 +348,7 @@ void register_bench(CLI::App& app, Outcome& outcome) {
   auto arguments = std::make_shared<Arguments>();
   add_engine_options(*command, arguments->engine);
   command->add_option("--preset", arguments->preset,
-                      "flash or pro with random weights in memory, instead of -m");
+                      "flash, pro or v3.2 with random weights in memory, instead of -m");
   command->add_option("--layers", arguments->layers, "With --preset: only the first so many layers")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--experts", arguments->experts, "With --preset: only so many routed experts")

@@ -33,5 +33,6 @@ void register_parse(CLI::App& app, Outcome& outcome);
 void register_inspect(CLI::App& app, Outcome& outcome);
 void register_init(CLI::App& app, Outcome& outcome);
 void register_bench(CLI::App& app, Outcome& outcome);
+void register_plan(CLI::App& app, Outcome& outcome);
 
 }  // namespace hadal::cli

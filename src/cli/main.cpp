@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   hadal::cli::register_inspect(app, outcome);
   hadal::cli::register_init(app, outcome);
   hadal::cli::register_bench(app, outcome);
+  hadal::cli::register_plan(app, outcome);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
