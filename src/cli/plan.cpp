@@ -94,19 +94,24 @@ Json forward_json(const ForwardEstimate& forward) {
 }
 
 Json machine_json(const MachinePlan& plan, double hit_rate) {
-  return {{"batch", plan.batch},
-          {"most_sequences", plan.most_sequences},
-          {"fits", plan.memory.fits()},
-          {"device_bytes",
-           {{"weights", plan.memory.weights},
-            {"state", plan.memory.state},
-            {"activations", plan.memory.activations},
-            {"capacity", plan.memory.capacity}}},
-          {"decode", forward_json(plan.decode)},
-          {"prefill", forward_json(plan.prefill)},
-          {"prompt_tokens_per_s", plan.prompt_tokens_per_s},
-          {"usd_per_million_tokens", prices_json(plan.prices)},
-          {"usd_per_million_prompt_tokens", plan.prices.input(hit_rate)}};
+  Json out = {{"batch", plan.batch},
+              {"most_sequences", plan.most_sequences},
+              {"fits", plan.memory.fits()},
+              {"device_bytes",
+               {{"weights", plan.memory.weights},
+                {"state", plan.memory.state},
+                {"activations", plan.memory.activations},
+                {"capacity", plan.memory.capacity}}},
+              {"decode", forward_json(plan.decode)},
+              {"prefill", forward_json(plan.prefill)},
+              {"prompt_tokens_per_s", plan.prompt_tokens_per_s},
+              {"usd_per_million_tokens", nullptr},
+              {"usd_per_million_prompt_tokens", nullptr}};
+  if (plan.prices.output > 0) {  // else the profile knows neither price nor power
+    out["usd_per_million_tokens"] = prices_json(plan.prices);
+    out["usd_per_million_prompt_tokens"] = plan.prices.input(hit_rate);
+  }
+  return out;
 }
 
 Json curve_json(const std::vector<CurvePoint>& curve) {
@@ -245,6 +250,10 @@ void add_machine(Lines& out, const std::string& name, const MachinePlan& plan,
           fmt::format("{} tokens of a prompt a device at {}", std::min(request.chunk, request.context),
                       short_tokens(request.context)));
   out.add("              {:.1f} tokens/s over a whole prompt", plan.prompt_tokens_per_s);
+  if (plan.prices.output == 0) {
+    out.add("  USD per million tokens: not known, watts and price_usd of the profile are 0");
+    return;
+  }
   out.add("  USD per million tokens: hit {:.4f}, miss {:.4f}, output {:.4f}; prompts at {:.0f}% hits {:.4f}",
           plan.prices.hit, plan.prices.miss, plan.prices.output, 100 * request.hit_rate,
           plan.prices.input(request.hit_rate));

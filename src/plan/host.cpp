@@ -16,10 +16,16 @@
 namespace hadal {
 namespace {
 
-constexpr std::int64_t kDepth = 32768, kSteps = 12, kChunk = 512, kChunks = 2;
+constexpr std::int64_t kDepth = 32768, kSteps = 15, kChunk = 512, kChunks = 3;
 constexpr std::int64_t kExperts = 16, kVocabulary = 16384;
 
-// Forwards of one kind: seconds and work of each class, and of everything else.
+double median(std::vector<double>& values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// A forward: seconds (the medians of several) and work of each class, seconds of everything else.
 struct Timed {
   std::array<double, kOpClasses> seconds{}, flops{}, weight_bytes{};
   double other_seconds = 0;
@@ -35,6 +41,8 @@ class Calibration {
   // The first forward is not counted: it touches what no later one must.
   Result<Timed> run(std::int64_t forwards, std::int64_t tokens) {
     Timed timed;
+    std::array<std::vector<double>, kOpClasses> seconds_of;
+    std::vector<double> other;
     for (std::int64_t i = 0; i <= forwards; ++i) {
       std::vector<std::int32_t> ids;
       for (std::int64_t t = 0; t < tokens; ++t) {
@@ -49,14 +57,24 @@ class Calibration {
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       transformer_.backend().set_profile(nullptr);
       if (!logits) return tl::unexpected(logits.error());
-      if (i > 0) add(profile, seconds, timed);
+      if (i == 0) continue;
+      const Timed one = by_class(profile, seconds);
+      for (std::size_t c = 0; c < kOpClasses; ++c) {
+        seconds_of[c].push_back(one.seconds[c]);
+        timed.flops[c] = one.flops[c];
+        timed.weight_bytes[c] += one.weight_bytes[c] / static_cast<double>(forwards);
+      }
+      other.push_back(one.other_seconds);
     }
+    for (std::size_t c = 0; c < kOpClasses; ++c) timed.seconds[c] = median(seconds_of[c]);
+    timed.other_seconds = median(other);
     return timed;
   }
 
  private:
-  static void add(const Profile& profile, double seconds, Timed& timed) {
-    double other = seconds;
+  static Timed by_class(const Profile& profile, double seconds) {
+    Timed timed;
+    timed.other_seconds = seconds;
     for (const Profile::Entry& entry : profile.entries()) {
       const auto op = class_of(entry.work);
       if (!op) continue;
@@ -64,9 +82,9 @@ class Calibration {
       timed.seconds[i] += entry.seconds;
       timed.flops[i] += entry.work.flops;
       timed.weight_bytes[i] += entry.work.weight_bytes;
-      other -= entry.seconds;
+      timed.other_seconds -= entry.seconds;
     }
-    timed.other_seconds += other;
+    return timed;
   }
 
   const Model& model_;
@@ -145,14 +163,14 @@ Result<HardwareProfile> measure_host(const Config& config, Numerics numerics, Ba
   const TokenCost cost = cost_model(RowBytes::of(model.state_layout(format)), {kDepth, 1, 1, 1});
   for (std::size_t i = 0; i < kOpClasses; ++i) {
     if (decode.seconds[i] <= 0 || prompt.seconds[i] <= 0) continue;
-    const double bytes = decode.weight_bytes[i] + static_cast<double>(kSteps) * cost.classes[i].state_bytes;
+    const double bytes = decode.weight_bytes[i] + cost.classes[i].state_bytes;
     profile.classes[i] = {bytes / decode.seconds[i] / 1e9, prompt.flops[i] / prompt.seconds[i] / 1e9};
   }
   profile.classes[static_cast<std::size_t>(OpClass::shared)] =
       profile.classes[static_cast<std::size_t>(OpClass::experts)];
   const auto layers = static_cast<double>(cut.num_hidden_layers);
-  profile.layer_us = 1e6 * decode.other_seconds / static_cast<double>(kSteps) / layers;
-  profile.token_us = 1e6 * prompt.other_seconds / static_cast<double>(kChunks * kChunk) / layers;
+  profile.layer_us = 1e6 * decode.other_seconds / layers;
+  profile.token_us = 1e6 * prompt.other_seconds / static_cast<double>(kChunk) / layers;
   profile.storage_gbps = 1;
   profile.title = fmt::format("this machine, {} on {} threads, {} numerics", backend.name(), pool.size(),
                               to_string(numerics));

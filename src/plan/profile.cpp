@@ -14,7 +14,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::string_view kBuiltin[] = {
-#include "builtin_profiles.inc"
+#include "plan/builtin_profiles.inc"
 };
 constexpr std::size_t kMaxText = std::size_t{1} << 16;
 
