@@ -6,22 +6,20 @@
 
 namespace hadal {
 
+bool nothing_to_choose(const Forward& f, std::span<const std::int64_t> visible, std::int32_t* selected) {
+  const std::int64_t top_k = f.config.index_topk;
+  if (*std::max_element(visible.begin(), visible.end()) > top_k) return false;
+  for (const std::int64_t rows : visible) {
+    for (std::int64_t i = 0; i < top_k; ++i) *selected++ = i < rows ? static_cast<std::int32_t>(i) : -1;
+  }
+  return true;
+}
+
 void select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, const float* x,
                  const float* qr, std::span<const std::int64_t> visible, std::int32_t* selected) {
   const Arena::Scope scope(f.arena);
   const std::int64_t heads = f.config.index_n_heads, dim = f.config.index_head_dim, n = f.n_tokens();
-  const std::int64_t top_k = f.config.index_topk;
-  const std::int64_t most = *std::max_element(visible.begin(), visible.end());
-  const auto all_visible = [&](std::int64_t t) {
-    std::int32_t* out = selected + t * top_k;
-    for (std::int64_t i = 0; i < top_k; ++i) {
-      out[i] = i < visible[static_cast<std::size_t>(t)] ? static_cast<std::int32_t>(i) : -1;
-    }
-  };
-  if (most <= top_k && f.tap == nullptr) {  // nothing to choose from
-    for (std::int64_t t = 0; t < n; ++t) all_visible(t);
-    return;
-  }
+  if (nothing_to_choose(f, visible, selected) && f.tap == nullptr) return;
 
   float* q = f.arena.take<float>(n * heads * dim);
   f.linear(w.wq_b, qr, n, q);
@@ -38,7 +36,14 @@ void select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, 
       static_cast<float>(1 / (std::sqrt(static_cast<double>(dim)) * std::sqrt(static_cast<double>(heads))));
   for (std::int64_t i = 0; i < n * heads; ++i) weights[i] *= scale;
   f.watch("attn.indexer.weights", weights, {n, heads});
+  choose_rows(f, block, q, weights, visible, selected);
+}
 
+void choose_rows(const Forward& f, std::int64_t block, const float* q, const float* weights,
+                 std::span<const std::int64_t> visible, std::int32_t* selected) {
+  const Arena::Scope scope(f.arena);
+  const std::int64_t heads = f.config.index_n_heads, dim = f.config.index_head_dim;
+  const std::int64_t top_k = f.config.index_topk;
   const RowsLayout& rows = f.segments[0].state->layout().blocks[static_cast<std::size_t>(block)].index_rows;
   for (const Segment& s : f.segments) {
     const auto seen = visible.subspan(static_cast<std::size_t>(s.begin), static_cast<std::size_t>(s.count));

@@ -541,6 +541,8 @@ const Kernels& kernels() {
     table.round_input = round_input;
     table.split_input = split_input;
     table.sparse_attention = sparse_attention;
+    table.index_fp8_query = index_fp8_query;
+    table.index_fp8_scores = index_fp8_scores;
     return table;
   }();
   return kTable;

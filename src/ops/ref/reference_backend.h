@@ -14,6 +14,7 @@ class ReferenceBackend : public Backend {
  protected:
   void embed(const EmbedParams& p) override { ref::embed(p, pool_); }
   void rms_norm(const RmsNormParams& p) override { ref::rms_norm(p, pool_); }
+  void layer_norm(const LayerNormParams& p) override { ref::layer_norm(p, pool_); }
   void linear(const LinearParams& p) override { ref::linear(p, pool_); }
   void rope(const RopeParams& p) override { ref::rope(p, pool_); }
   void quantise(const QuantiseParams& p) override { ref::quantise(p, pool_); }
