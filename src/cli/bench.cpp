@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/rng.h"
+#include "cli/bench_compare.h"
 #include "cli/bench_disk.h"
 #include "cli/bench_profile.h"
 #include "cli/command.h"
@@ -24,7 +25,7 @@ namespace {
 
 struct Arguments {
   EngineOptions engine;
-  std::string preset;
+  std::string preset, compare;
   std::int64_t layers = 0, experts = 0, prefill = 512, chunk = 512, tokens = 16, batch = 1;
   std::vector<std::int64_t> contexts = {0};
   bool profile = false, json = false;
@@ -237,6 +238,24 @@ Result<Model> open_model(const Arguments& arguments, const Backend& backend, Thr
   return Model::bind(std::move(config), std::move(checkpoint), arguments.engine.notice, {}, check);
 }
 
+// --compare: the same depths, other defaults.
+Status compare(const Arguments& arguments, bool contexts_given) {
+  HADAL_RETURN_IF_ERROR(apply_memory_options(arguments.engine));
+  ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
+  HADAL_ASSIGN_OR_RETURN(const auto backend,
+                         make_backend(arguments.engine.backend, arguments.engine.isa, pool));
+  CompareRequest request;
+  request.baseline = arguments.compare;
+  if (!arguments.preset.empty()) request.presets = {arguments.preset};
+  if (contexts_given) request.contexts = arguments.contexts;
+  request.steps = std::max<std::int64_t>(1, arguments.tokens / 2);
+  request.json = arguments.json;
+  if (!arguments.engine.numerics.empty()) {
+    HADAL_ASSIGN_OR_RETURN(request.numerics, numerics_from_string(arguments.engine.numerics));
+  }
+  return compare_models(request, *backend, pool);
+}
+
 Status bench(const Arguments& arguments) {
   if (arguments.engine.model.empty() == arguments.preset.empty()) {
     return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash, pro or v3.2");
@@ -371,11 +390,18 @@ void register_bench(CLI::App& app, Outcome& outcome) {
   command->add_option("--batch", arguments->batch, "Sequences that decode together")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  command
+      ->add_option("--compare", arguments->compare,
+                   "Decode with layers of this model's true shapes and of Flash's and Pro's (or --preset's)")
+      ->check(CLI::IsMember({"v3.2", "flash", "pro"}))
+      ->excludes("--model");
   command->add_flag("--profile", arguments->profile, "Also where the time of a forward goes, op by op");
   command->add_flag("--json", arguments->json, "JSON on stdout");
   command->footer("Example: hadal bench --preset flash --layers 4 --experts 32 --context 0,4096,131072");
-  command->callback([arguments, &outcome] {
-    if (const Status done = bench(*arguments); !done) outcome.exit_code = report(done.error());
+  command->callback([arguments, command, &outcome] {
+    const bool contexts_given = command->count("--context") > 0;
+    const Status done = arguments->compare.empty() ? bench(*arguments) : compare(*arguments, contexts_given);
+    if (!done) outcome.exit_code = report(done.error());
   });
 }
 
