@@ -26,6 +26,7 @@ struct Arguments {
   std::string model, preset, against, hardware = "h200x8", save_hardware, html, numerics = "official";
   std::int64_t layers = 0, experts = 0;
   int threads = 0;
+  std::vector<std::int64_t> check_host;
   PlanRequest request;
   bool json = false;
 };
@@ -52,6 +53,32 @@ Result<HardwareProfile> chosen_hardware(const Arguments& arguments, const Config
   HADAL_ASSIGN_OR_RETURN(const Numerics numerics, numerics_from_string(arguments.numerics));
   notice("measuring this machine with two layers of the model's shapes");
   return measure_host(config, numerics, *backend, pool);
+}
+
+// --check-host: instead of a plan, whether plans for this machine come true on it.
+Status check(const Arguments& arguments) {
+  HADAL_ASSIGN_OR_RETURN(const Config config, chosen_config(arguments));
+  ThreadPool pool(arguments.threads);
+  HADAL_ASSIGN_OR_RETURN(const auto backend, make_backend("cpu", "", pool));
+  HADAL_ASSIGN_OR_RETURN(const Numerics numerics, numerics_from_string(arguments.numerics));
+  HADAL_ASSIGN_OR_RETURN(const auto checks,
+                         check_host(config, arguments.check_host, numerics, *backend, pool));
+  Json rows = Json::array();
+  std::string text =
+      fmt::format("{:>9} {:<8} {:>10} {:>10} {:>7}\n", "context", "phase", "measured", "planned", "");
+  for (const HostCheck& c : checks) {
+    const auto add = [&](const char* phase, double measured, double planned) {
+      rows.push_back({{"context", c.context},
+                      {"phase", phase},
+                      {"tokens_per_s", measured},
+                      {"planned_tokens_per_s", planned}});
+      text += fmt::format("{:>9} {:<8} {:>10.2f} {:>10.2f} {:>7.3f}\n", c.context, phase, measured, planned,
+                          planned / measured);
+    };
+    add("decode", c.decode, c.planned_decode);
+    add("prefill", c.prefill, c.planned_prefill);
+  }
+  return write_stdout(arguments.json ? rows.dump(2) + "\n" : text);
 }
 
 Json prices_json(const TokenPrices& prices) {
@@ -366,6 +393,11 @@ void register_plan(CLI::App& app, Outcome& outcome) {
   command
       ->add_option("--save-hardware", arguments->save_hardware, "Write the profile that was used to a file")
       ->type_name("FILE");
+  command
+      ->add_option("--check-host", arguments->check_host,
+                   "Run layers of the model at these depths here, and compare with what is planned")
+      ->delimiter(',')
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 21));
   command->add_option("--threads", arguments->threads, "With --hardware host: threads; 0 for all")
       ->envname("HADAL_THREADS")
       ->check(CLI::Range(0, 4096));
@@ -389,7 +421,7 @@ void register_plan(CLI::App& app, Outcome& outcome) {
   command->add_flag("--json", arguments->json, "One JSON object on stdout");
   command->footer("Example: hadal plan --preset pro --context 1M --against v3.2 --hardware h200x8");
   command->callback([arguments, &outcome] {
-    const Status status = plan(*arguments);
+    const Status status = arguments->check_host.empty() ? plan(*arguments) : check(*arguments);
     outcome.exit_code = status ? kDone : report(status.error());
   });
 }

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <set>
+#include <memory>
 
 #include <fmt/format.h>
 
@@ -12,11 +12,12 @@
 #include "model/init.h"
 #include "model/transformer.h"
 #include "plan/hardware.h"
+#include "plan/roofline.h"
 
 namespace hadal {
 namespace {
 
-constexpr std::int64_t kDepth = 32768, kSteps = 15, kChunk = 512, kChunks = 3;
+constexpr std::int64_t kDepth = 32768, kSteps = 15, kChunk = 256, kChunks = 3;
 constexpr std::int64_t kExperts = 16, kVocabulary = 16384;
 
 double median(std::vector<double>& values) {
@@ -28,53 +29,80 @@ double median(std::vector<double>& values) {
 // A forward: seconds (the medians of several) and work of each class, seconds of everything else.
 struct Timed {
   std::array<double, kOpClasses> seconds{}, flops{}, weight_bytes{};
-  double other_seconds = 0;
+  double other_seconds = 0, total_seconds = 0;
 };
 
-class Calibration {
+// Forwards of one kind, in the order in which they ran.
+class Samples {
  public:
-  Calibration(const Model& model, Transformer& transformer, StateFormat format)
-      : model_(model), transformer_(transformer), state_(model.state_layout(format)) {
-    state_.fill_synthetic(kDepth, 1);
-  }
-
-  // The first forward is not counted: it touches what no later one must.
-  Result<Timed> run(std::int64_t forwards, std::int64_t tokens) {
-    Timed timed;
-    std::array<std::vector<double>, kOpClasses> seconds_of;
-    std::vector<double> other;
-    for (std::int64_t i = 0; i <= forwards; ++i) {
-      std::vector<std::int32_t> ids;
-      for (std::int64_t t = 0; t < tokens; ++t) {
-        const double u = random_.uniform(drawn_++);
-        ids.push_back(static_cast<std::int32_t>(u * static_cast<double>(model_.config().vocab_size)));
+  void add(const Timed& one) { all_.push_back(one); }
+  // The median second of everything, the mean work.
+  Timed typical() const {
+    Timed out;
+    const auto n = static_cast<double>(all_.size());
+    for (std::size_t c = 0; c < kOpClasses; ++c) {
+      out.seconds[c] = median_of([c](const Timed& t) { return t.seconds[c]; });
+      for (const Timed& t : all_) {
+        out.flops[c] += t.flops[c] / n;
+        out.weight_bytes[c] += t.weight_bytes[c] / n;
       }
-      Profile profile;
-      const BatchItem item{&state_, ids, BatchItem::Logits::all};
-      transformer_.backend().set_profile(&profile);
-      const auto start = std::chrono::steady_clock::now();
-      const auto logits = transformer_.forward({&item, 1});
-      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      transformer_.backend().set_profile(nullptr);
-      if (!logits) return tl::unexpected(logits.error());
-      if (i == 0) continue;
-      const Timed one = by_class(profile, seconds);
-      for (std::size_t c = 0; c < kOpClasses; ++c) {
-        seconds_of[c].push_back(one.seconds[c]);
-        timed.flops[c] = one.flops[c];
-        timed.weight_bytes[c] += one.weight_bytes[c] / static_cast<double>(forwards);
-      }
-      other.push_back(one.other_seconds);
     }
-    for (std::size_t c = 0; c < kOpClasses; ++c) timed.seconds[c] = median(seconds_of[c]);
-    timed.other_seconds = median(other);
-    return timed;
+    out.other_seconds = median_of([](const Timed& t) { return t.other_seconds; });
+    out.total_seconds = median_of([](const Timed& t) { return t.total_seconds; });
+    return out;
   }
 
  private:
-  static Timed by_class(const Profile& profile, double seconds) {
+  template <class Value>
+  double median_of(Value&& value) const {
+    std::vector<double> values;
+    for (const Timed& t : all_) values.push_back(value(t));
+    return median(values);
+  }
+  std::vector<Timed> all_;
+};
+
+// One layer of each kind of a model, ready to run.
+class HostLayers {
+ public:
+  static Result<std::unique_ptr<HostLayers>> make(const Config& config, Numerics numerics, Backend& backend,
+                                                  ThreadPool& pool) {
+    const Config cut = layers_of_each_kind(config, kExperts, kVocabulary);
+    HADAL_ASSIGN_OR_RETURN(Buffer<std::byte> image,
+                           init_checkpoint_bytes(cut, 1, StorageFormat::published, pool));
+    HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::from_bytes(std::move(image), "random weights"));
+    HADAL_ASSIGN_OR_RETURN(Model model, Model::bind(cut, std::move(checkpoint)));
+    HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
+    return std::make_unique<HostLayers>(std::move(model), numerics, backend);
+  }
+  HostLayers(Model bound, Numerics numerics, Backend& backend)
+      : model(std::move(bound)),
+        transformer(model, backend, numerics),
+        layout(model.state_layout(quantises_rows(numerics) ? StateFormat::compact : StateFormat::f32)),
+        costs(model.config()) {}
+
+  SequenceState state_at(std::int64_t context) const {
+    SequenceState state(layout);
+    state.fill_synthetic(context, 1);
+    return state;
+  }
+
+  Result<Timed> forward(SequenceState& state, std::int64_t tokens) {
+    std::vector<std::int32_t> ids;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const double u = random_.uniform(drawn_++);
+      ids.push_back(static_cast<std::int32_t>(u * static_cast<double>(model.config().vocab_size)));
+    }
+    Profile profile;
+    const BatchItem item{&state, ids, BatchItem::Logits::all};
+    transformer.backend().set_profile(&profile);
+    const auto start = std::chrono::steady_clock::now();
+    const auto logits = transformer.forward({&item, 1});
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    transformer.backend().set_profile(nullptr);
+    if (!logits) return tl::unexpected(logits.error());
     Timed timed;
-    timed.other_seconds = seconds;
+    timed.total_seconds = timed.other_seconds = seconds;
     for (const Profile::Entry& entry : profile.entries()) {
       const auto op = class_of(entry.work);
       if (!op) continue;
@@ -87,9 +115,27 @@ class Calibration {
     return timed;
   }
 
-  const Model& model_;
-  Transformer& transformer_;
-  SequenceState state_;
+  // The rate of each class: bytes from decode steps, operations from chunks of a prompt.
+  void fit(const Timed& decode, const Timed& prompt, HardwareProfile& profile) const {
+    const TokenCost cost = costs(RowBytes::of(layout), {kDepth, 1, 1, 1});
+    for (std::size_t i = 0; i < kOpClasses; ++i) {
+      if (decode.seconds[i] <= 0 || prompt.seconds[i] <= 0) continue;
+      const double bytes = decode.weight_bytes[i] + cost.classes[i].state_bytes;
+      profile.classes[i] = {bytes / decode.seconds[i] / 1e9, prompt.flops[i] / prompt.seconds[i] / 1e9};
+    }
+    profile.classes[static_cast<std::size_t>(OpClass::shared)] =
+        profile.classes[static_cast<std::size_t>(OpClass::experts)];
+    const auto layers = static_cast<double>(model.config().num_hidden_layers);
+    profile.layer_us = 1e6 * decode.other_seconds / layers;
+    profile.token_us = 1e6 * prompt.other_seconds / static_cast<double>(kChunk) / layers;
+  }
+
+  Model model;
+  Transformer transformer;
+  const StateLayout& layout;
+  CostModel costs;
+
+ private:
   Philox random_{1, 0};
   std::uint64_t drawn_ = 0;
 };
@@ -135,42 +181,29 @@ Config layers_of_each_kind(const Config& config, std::int64_t experts, std::int6
 
 Result<HardwareProfile> measure_host(const Config& config, Numerics numerics, Backend& backend,
                                      ThreadPool& pool) {
-  const Config cut = layers_of_each_kind(config, kExperts, kVocabulary);
-  HADAL_ASSIGN_OR_RETURN(Buffer<std::byte> image,
-                         init_checkpoint_bytes(cut, 1, StorageFormat::published, pool));
-  HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::from_bytes(std::move(image), "random weights"));
-  HADAL_ASSIGN_OR_RETURN(const Model model, Model::bind(cut, std::move(checkpoint)));
-  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
-  Transformer transformer(model, backend, numerics);
-  const StateFormat format = quantises_rows(numerics) ? StateFormat::compact : StateFormat::f32;
-  Calibration calibration(model, transformer, format);
-
+  HADAL_ASSIGN_OR_RETURN(const auto layers, HostLayers::make(config, numerics, backend, pool));
+  SequenceState state = layers->state_at(kDepth);
   HardwareProfile profile;
   profile.name = "host";
   const double memory =
       static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
   profile.memory_gb = memory / 1e9;
   ReadBandwidth bandwidth(std::size_t{256} << 20, pool);
-  HADAL_ASSIGN_OR_RETURN(const Timed decode, calibration.run(kSteps, 1));
-  for (int i = 0; i < 5; ++i) profile.memory_gbps = std::max(profile.memory_gbps, bandwidth.measure());
-  HADAL_ASSIGN_OR_RETURN(const Timed prompt, calibration.run(kChunks, kChunk));
+  Samples decode, prompt;
+  for (std::int64_t i = 0; i <= kSteps; ++i) {  // the first touches what no later one must
+    HADAL_ASSIGN_OR_RETURN(const Timed one, layers->forward(state, 1));
+    if (i > 0) decode.add(one);
+    profile.memory_gbps = std::max(profile.memory_gbps, bandwidth.measure());
+  }
+  for (std::int64_t i = 0; i <= kChunks; ++i) {
+    HADAL_ASSIGN_OR_RETURN(const Timed one, layers->forward(state, kChunk));
+    if (i > 0) prompt.add(one);
+  }
+  layers->fit(decode.typical(), prompt.typical(), profile);
   const ArithmeticPeaks peaks = measure_arithmetic(pool);
   const double wide = std::max(peaks.f32_gflops, peaks.bf16_gflops) / 1e3;
   profile.bf16_tflops = profile.fp8_tflops = wide;
   profile.fp4_tflops = std::max(peaks.int8_gops / 1e3, wide);
-
-  const CostModel cost_model(cut);
-  const TokenCost cost = cost_model(RowBytes::of(model.state_layout(format)), {kDepth, 1, 1, 1});
-  for (std::size_t i = 0; i < kOpClasses; ++i) {
-    if (decode.seconds[i] <= 0 || prompt.seconds[i] <= 0) continue;
-    const double bytes = decode.weight_bytes[i] + cost.classes[i].state_bytes;
-    profile.classes[i] = {bytes / decode.seconds[i] / 1e9, prompt.flops[i] / prompt.seconds[i] / 1e9};
-  }
-  profile.classes[static_cast<std::size_t>(OpClass::shared)] =
-      profile.classes[static_cast<std::size_t>(OpClass::experts)];
-  const auto layers = static_cast<double>(cut.num_hidden_layers);
-  profile.layer_us = 1e6 * decode.other_seconds / layers;
-  profile.token_us = 1e6 * prompt.other_seconds / static_cast<double>(kChunk) / layers;
   profile.storage_gbps = 1;
   profile.title = fmt::format("this machine, {} on {} threads, {} numerics", backend.name(), pool.size(),
                               to_string(numerics));
@@ -179,6 +212,37 @@ Result<HardwareProfile> measure_host(const Config& config, Numerics numerics, Ba
       "classes by running layers; watts and price_usd are not known and 0, storage_gbps is assumed",
       profile.memory_gbps, peaks.f32_gflops, peaks.bf16_gflops, peaks.int8_gops);
   return profile;
+}
+
+Result<std::vector<HostCheck>> check_host(const Config& config, std::span<const std::int64_t> contexts,
+                                          Numerics numerics, Backend& backend, ThreadPool& pool) {
+  HADAL_ASSIGN_OR_RETURN(const auto layers, HostLayers::make(config, numerics, backend, pool));
+  std::vector<HostCheck> checks;
+  for (const std::int64_t context : contexts) {
+    SequenceState fitted = layers->state_at(kDepth), checked = layers->state_at(context);
+    // In turn, because the machine changes from minute to minute.
+    std::array<Samples, 4> samples;
+    for (std::int64_t i = 0; i <= kSteps + kChunks; ++i) {
+      const bool chunk = i > kSteps;
+      for (std::size_t which = 0; which < 2; ++which) {
+        HADAL_ASSIGN_OR_RETURN(const Timed one,
+                               layers->forward(which == 0 ? fitted : checked, chunk ? kChunk : 1));
+        if (i > 0) samples[2 * which + (chunk ? 1 : 0)].add(one);
+      }
+    }
+    HardwareProfile profile;
+    layers->fit(samples[0].typical(), samples[1].typical(), profile);
+    const RowBytes rows = RowBytes::of(layers->layout);
+    HostCheck check;
+    check.context = context;
+    check.decode = 1 / samples[2].typical().total_seconds;
+    check.prefill = static_cast<double>(kChunk) / samples[3].typical().total_seconds;
+    check.planned_decode = estimate_forward(layers->costs, rows, profile, {context, 1, 1, 1}).tokens_per_s;
+    check.planned_prefill =
+        estimate_forward(layers->costs, rows, profile, {context, 1, kChunk, kChunk}).tokens_per_s;
+    checks.push_back(check);
+  }
+  return checks;
 }
 
 }  // namespace hadal

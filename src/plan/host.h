@@ -1,6 +1,10 @@
 // This machine as a hardware profile, measured by running layers of the model that is planned.
 #pragma once
 
+#include <optional>
+#include <span>
+#include <vector>
+
 #include <hadal/error.h>
 
 #include "base/thread_pool.h"
@@ -25,5 +29,15 @@ Config layers_of_each_kind(const Config& config, std::int64_t experts, std::int6
 // a prompt (operations) of these layers behind 32K tokens of context. Price and power are not measured: 0.
 Result<HardwareProfile> measure_host(const Config& config, Numerics numerics, Backend& backend,
                                      ThreadPool& pool);
+
+// Tokens per second of these layers and this vocabulary, as run and as planned from rates that were measured
+// in turn with them behind 32K tokens: decode of one sequence, and 256 tokens of a prompt.
+struct HostCheck {
+  std::int64_t context = 0;
+  double decode = 0, planned_decode = 0;
+  double prefill = 0, planned_prefill = 0;
+};
+Result<std::vector<HostCheck>> check_host(const Config& config, std::span<const std::int64_t> contexts,
+                                          Numerics numerics, Backend& backend, ThreadPool& pool);
 
 }  // namespace hadal
