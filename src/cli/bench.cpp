@@ -35,6 +35,7 @@ struct Row {
   std::string phase;
   std::int64_t context = 0, batch = 1;
   double tokens_per_s = 0, read_gbps = 0;
+  ArithmeticPeaks peaks;
   TokenCost cost;
   ForwardProfile profile;   // with --profile, of more forwards of the same kind
   DiskMeter disk{nullptr};  // with --memory
@@ -54,6 +55,7 @@ class Bench {
         layout_(model.state_layout(format)),
         cost_model_(model.config()),
         transformer_(transformer),
+        pool_(pool),
         bandwidth_(bandwidth_buffer(arguments), pool) {
     bandwidth_.measure();
   }
@@ -76,6 +78,7 @@ class Bench {
   Result<Row> decode(std::int64_t context) {
     std::vector<SequenceState> states = make_states(context);
     std::vector<double> seconds, reads;
+    std::vector<ArithmeticPeaks> peaks;
     DiskMeter disk(model_.expert_cache());
     for (std::int64_t i = 0; i < arguments_.tokens + 1; ++i) {
       HADAL_ASSIGN_OR_RETURN(const double step, decode_step(states, nullptr));
@@ -83,11 +86,12 @@ class Bench {
       if (i == 0) disk.start();
       if (i % 4 == 0) {
         reads.push_back(bandwidth_.measure());
+        peaks.push_back(measure_arithmetic(pool_, 0.01));
         HADAL_RETURN_IF_ERROR(disk.measure());
       }
     }
     disk.stop(std::accumulate(seconds.begin(), seconds.end(), 0.0));
-    Row out = row("decode", context, arguments_.batch, arguments_.batch, seconds, reads);
+    Row out = row("decode", context, arguments_.batch, arguments_.batch, seconds, reads, peaks);
     out.disk = disk;
     for (std::int64_t i = 0; arguments_.profile && i < arguments_.tokens; ++i) {
       HADAL_ASSIGN_OR_RETURN(const double step, decode_step(states, &out.profile.ops));
@@ -98,16 +102,19 @@ class Bench {
 
   Result<Row> prefill(std::int64_t context) {
     std::vector<double> seconds, reads;
+    std::vector<ArithmeticPeaks> peaks;
     DiskMeter disk(model_.expert_cache());
     disk.start();
     for (int attempt = 0; attempt < (disk.active() ? 1 : 3); ++attempt) {
+      peaks.push_back(measure_arithmetic(pool_));
       HADAL_ASSIGN_OR_RETURN(const double prompt, read_prompt(context, nullptr));
       seconds.push_back(prompt);
+      peaks.push_back(measure_arithmetic(pool_));
       reads.push_back(bandwidth_.measure());
       HADAL_RETURN_IF_ERROR(disk.measure());
     }
     disk.stop(std::accumulate(seconds.begin(), seconds.end(), 0.0));
-    Row out = row("prefill", context, 1, arguments_.prefill, seconds, reads);
+    Row out = row("prefill", context, 1, arguments_.prefill, seconds, reads, peaks);
     out.disk = disk;
     if (arguments_.profile) HADAL_RETURN_IF_ERROR(read_prompt(context, &out.profile));
     return out;
@@ -162,10 +169,23 @@ class Bench {
   static double since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-  static double median(std::vector<double> values) {
-    std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                     values.end());
-    return values[values.size() / 2];
+  static double mean(const std::vector<double>& values) {
+    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  }
+  // Of rates over equal amounts of work: all the work over all the time.
+  static double mean_rate(std::vector<double> rates) {
+    for (double& rate : rates) rate = 1 / rate;
+    return 1 / mean(rates);
+  }
+  static ArithmeticPeaks mean(const std::vector<ArithmeticPeaks>& samples) {
+    ArithmeticPeaks out;
+    const auto n = static_cast<double>(samples.size());
+    for (const ArithmeticPeaks& sample : samples) {
+      out.f32_gflops += sample.f32_gflops / n;
+      out.bf16_gflops += sample.bf16_gflops / n;
+      out.int8_gops += sample.int8_gops / n;
+    }
+    return out;
   }
   std::vector<SequenceState> make_states(std::int64_t context, std::int64_t count = 0) const {
     // At the very end of the context there must be room for what is timed.
@@ -188,9 +208,16 @@ class Bench {
     return tokens;
   }
   Row row(const char* phase, std::int64_t context, std::int64_t batch, std::int64_t tokens,
-          const std::vector<double>& seconds, const std::vector<double>& reads) const {
-    Row out{phase,         context, batch, static_cast<double>(tokens) / median(seconds),
-            median(reads), {},      {},    DiskMeter(nullptr)};
+          const std::vector<double>& seconds, const std::vector<double>& reads,
+          const std::vector<ArithmeticPeaks>& peaks) const {
+    Row out{.phase = phase,
+            .context = context,
+            .batch = batch,
+            .tokens_per_s = static_cast<double>(tokens) / mean(seconds),
+            .read_gbps = mean_rate(reads),
+            .peaks = mean(peaks),
+            .cost = {},
+            .profile = {}};
     const bool decoding = out.phase == "decode";
     const ForwardShape step{context, batch, 1, 1},
         chunk{context, 1, std::min(arguments_.chunk, arguments_.prefill), 1};
@@ -203,6 +230,7 @@ class Bench {
   const StateLayout& layout_;
   CostModel cost_model_;
   Transformer& transformer_;
+  ThreadPool& pool_;
   ReadBandwidth bandwidth_;
   Sampler sampler_;
   Philox random_{1, 0};
@@ -280,7 +308,6 @@ Status bench(const Arguments& arguments) {
   Bench runner(arguments, model, format, transformer, pool);
   HADAL_RETURN_IF_ERROR(runner.fill_cache());
   const ArithmeticPeaks peaks = measure_arithmetic(pool);
-  const double peak = std::max(peaks.f32_gflops, peaks.bf16_gflops);
 
   const bool against_int8 = numerics == Numerics::int8 && peaks.int8_gops > 0;
 
@@ -289,7 +316,7 @@ Status bench(const Arguments& arguments) {
   out["threads"] = pool.size();
   out["numerics"] = to_string(numerics);
   out["state"] = to_string(format);
-  out["peak_gflops"] = peak;
+  out["peak_gflops"] = std::max(peaks.f32_gflops, peaks.bf16_gflops);
   out["f32_peak_gflops"] = peaks.f32_gflops;
   out["bf16_peak_gflops"] = peaks.bf16_gflops;
   out["int8_gops"] = peaks.int8_gops;
@@ -311,7 +338,7 @@ Status bench(const Arguments& arguments) {
       HADAL_ASSIGN_OR_RETURN(const Row r, decoding ? runner.decode(context) : runner.prefill(context));
       const double bandwidth_fraction = r.cost.bytes() * r.tokens_per_s / 1e9 / r.read_gbps;
       const double gflops = r.cost.flops() * r.tokens_per_s / 1e9;
-      const double peak_fraction = gflops / peak;
+      const double peak_fraction = gflops / std::max(r.peaks.f32_gflops, r.peaks.bf16_gflops);
       reads = std::max(reads, r.read_gbps);
       out["rows"].push_back({{"phase", r.phase},
                              {"context", r.context},
@@ -322,7 +349,7 @@ Status bench(const Arguments& arguments) {
                              {"flops_per_token", r.cost.flops()},
                              {"peak_fraction", peak_fraction},
                              {"read_gbps", r.read_gbps}});
-      if (against_int8) out["rows"].back()["int8_peak_fraction"] = gflops / peaks.int8_gops;
+      if (against_int8) out["rows"].back()["int8_peak_fraction"] = gflops / r.peaks.int8_gops;
       if (r.disk.active()) out["rows"].back()["disk"] = r.disk.json();
       if (arguments.profile) {
         out["profile"].push_back(to_json(r.profile, r.phase, r.context));
@@ -333,7 +360,7 @@ Status bench(const Arguments& arguments) {
                     static_cast<long long>(r.context), static_cast<long long>(r.batch), r.tokens_per_s,
                     r.cost.bytes() / 1e6, 100 * bandwidth_fraction, r.cost.flops() / 1e9,
                     100 * peak_fraction);
-        if (against_int8) std::printf(" %11.1f%%", 100 * gflops / peaks.int8_gops);
+        if (against_int8) std::printf(" %11.1f%%", 100 * gflops / r.peaks.int8_gops);
         std::printf("\n");
         if (r.disk.active()) std::printf("%s\n", r.disk.line().c_str());
         std::fflush(stdout);

@@ -17,8 +17,8 @@ void compress_tokens(const Forward& f, std::int64_t block, const CompressorPlan&
   // Of every token: its value k = wkv x and its gate g = wgate x, both [T, o*c'].
   float* k = f.arena.take<float>(f.n_tokens() * wide);
   float* g = f.arena.take<float>(f.n_tokens() * wide);
-  f.linear(w.wkv, x, f.n_tokens(), k);
-  f.linear(w.wgate, x, f.n_tokens(), g);
+  f.compressor_linear(w.wkv, x, f.n_tokens(), k);
+  f.compressor_linear(w.wgate, x, f.n_tokens(), g);
 
   for (const Segment& s : f.segments) {
     const Arena::Scope segment_scope(f.arena);

@@ -77,6 +77,11 @@ struct Forward {
   void linear(const Linear& w, const float* x, std::int64_t n, float* y) const {
     backend.run(LinearParams{n, x, &w, 1, rounding(), y});
   }
+  // Of a compressor, which is not quantised.
+  void compressor_linear(const Linear& w, const float* x, std::int64_t n, float* y) const {
+    backend.run(
+        LinearParams{n, x, &w, 1, numerics == Numerics::int8 ? InputRounding::bf16 : InputRounding::none, y});
+  }
   void rms_norm(const float* x, const float* weight, std::int64_t rows, std::int64_t dim, float* out) const {
     backend.run(RmsNormParams{rows, dim, x, weight, static_cast<float>(config.rms_norm_eps), out});
   }

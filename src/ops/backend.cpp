@@ -30,7 +30,8 @@ void Backend::run(const LinearParams& p) {
   HADAL_CHECK(p.groups > 0 && p.weight->out % p.groups == 0);
   HADAL_CHECK(!p.weight->quantised() || p.weight->scale != nullptr);
   HADAL_CHECK(p.weight->format != Linear::Format::fp4 || p.weight->in % 32 == 0);
-  HADAL_CHECK(p.rounding == InputRounding::none || !p.weight->quantised() || p.weight->in % 128 == 0);
+  HADAL_CHECK(p.rounding == InputRounding::none || p.rounding == InputRounding::bf16 ||
+              !p.weight->quantised() || p.weight->in % 128 == 0);
   if (p.n_tokens > 0) dispatch(&Backend::linear, p);
 }
 

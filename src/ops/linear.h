@@ -41,11 +41,12 @@ inline bool is_quantised(Linear::Format format) {
   return format == Linear::Format::fp8 || format == Linear::Format::fp4;
 }
 
-// What happens to the input of a linear whose weight is quantised. Others take theirs as it is.
+// What happens to the input of a linear; to that of one with quantised weights only, but for `bf16`.
 enum class InputRounding : std::uint8_t {
   none,
   e4m3,  // `official`: E4M3 with one power-of-two scale per 1x128
   int8,  // `int8`: integers with one scale per 1x32; FP8 weights become integers too
+  bf16,  // `int8`, in front of a compressor: BF16, whatever the weights
 };
 
 // E8M0 bytes under this (2^-63) count as zero in kernels that scale sums: a block without a value has 2^-126.

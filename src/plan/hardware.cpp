@@ -95,18 +95,18 @@ HADAL_TARGET_END
 
 namespace {
 
-double measure_rounds(ThreadPool& pool, float (*rounds)(), double operations_per_round) {
+double measure_rounds(ThreadPool& pool, double seconds, float (*rounds)(), double operations_per_round) {
   std::vector<float> sink(static_cast<std::size_t>(pool.size()));
-  double best = 0;
-  for (int attempt = 0; attempt < 5; ++attempt) {
-    const auto start = Clock::now();
+  double operations = 0, elapsed = 0;
+  const auto start = Clock::now();
+  do {
     pool.parallel_for(pool.size(), 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) sink[static_cast<std::size_t>(i)] = rounds();
     });
-    const double total = operations_per_round * static_cast<double>(kRounds) * pool.size();
-    best = std::max(best, total / seconds_since(start) / 1e9);
-  }
-  return best;
+    operations += operations_per_round * static_cast<double>(kRounds) * pool.size();
+    elapsed = seconds_since(start);
+  } while (elapsed < seconds);
+  return operations / elapsed / 1e9;
 }
 
 }  // namespace
@@ -128,23 +128,23 @@ double ReadBandwidth::measure() {
          seconds_since(start) / 1e9;
 }
 
-ArithmeticPeaks measure_arithmetic(ThreadPool& pool) {
+ArithmeticPeaks measure_arithmetic(ThreadPool& pool, double seconds) {
   ArithmeticPeaks peaks;
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512vnni"))
-    peaks.int8_gops = measure_rounds(pool, int8_rounds, 8.0 * 16 * kChains);
+    peaks.int8_gops = measure_rounds(pool, seconds, int8_rounds, 8.0 * 16 * kChains);
   if (__builtin_cpu_supports("avx512bf16"))
-    peaks.bf16_gflops = measure_rounds(pool, bf16_rounds, 4.0 * 16 * kChains);
+    peaks.bf16_gflops = measure_rounds(pool, seconds, bf16_rounds, 4.0 * 16 * kChains);
   if (__builtin_cpu_supports("avx512f")) {
-    peaks.f32_gflops = measure_rounds(pool, avx512_rounds, 2.0 * 16 * kChains);
+    peaks.f32_gflops = measure_rounds(pool, seconds, avx512_rounds, 2.0 * 16 * kChains);
     return peaks;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    peaks.f32_gflops = measure_rounds(pool, avx2_rounds, 2.0 * 8 * kChains);
+    peaks.f32_gflops = measure_rounds(pool, seconds, avx2_rounds, 2.0 * 8 * kChains);
     return peaks;
   }
 #endif
-  peaks.f32_gflops = measure_rounds(pool, portable_rounds, kPortableOperations);
+  peaks.f32_gflops = measure_rounds(pool, seconds, portable_rounds, kPortableOperations);
   return peaks;
 }
 

@@ -72,7 +72,8 @@ float relative_error(const std::vector<float>& actual, const std::vector<float>&
   return static_cast<float>(std::sqrt(error / norm));
 }
 
-constexpr InputRounding kRoundings[] = {InputRounding::none, InputRounding::e4m3, InputRounding::int8};
+constexpr InputRounding kRoundings[] = {InputRounding::none, InputRounding::e4m3, InputRounding::int8,
+                                        InputRounding::bf16};
 constexpr Linear::Format kFormats[] = {Linear::Format::f32, Linear::Format::f16, Linear::Format::bf16,
                                        Linear::Format::fp8, Linear::Format::fp4};
 
@@ -112,6 +113,50 @@ TEST_P(BackendTest, LinearMatchesReferenceAndItself) {
         }
       }
     }
+  }
+}
+
+// A few rows and many tokens: the tokens are split over the threads.
+TEST_P(BackendTest, FewRowsOfManyTokensMatchReferenceAndItself) {
+  const std::int64_t out = 24, in = 256, most = 203;
+  for (const auto format : {Linear::Format::f32, Linear::Format::bf16, Linear::Format::fp4}) {
+    for (const auto rounding : kRoundings) {
+      const Matrix w(format, out, in, 3);
+      const auto x = normal(static_cast<std::size_t>(most * in), 5);
+      std::vector<float> expected(static_cast<std::size_t>(most * out)), all(expected.size()),
+          one(expected.size());
+      ref::linear({most, x.data(), &w.linear, 1, rounding, expected.data()}, pool_);
+      other_->run(LinearParams{most, x.data(), &w.linear, 1, rounding, all.data()});
+      EXPECT_LT(relative_error(all, expected), 3e-7F);
+      for (std::int64_t t = 0; t < most; ++t)
+        backend_->run(LinearParams{1, x.data() + t * in, &w.linear, 1, rounding, one.data() + t * out});
+      EXPECT_EQ(std::memcmp(one.data(), all.data(), all.size() * 4), 0);
+    }
+  }
+}
+
+// FP4 blocks whose scale counts as zero, and scales near the end of the range, in a panel of many tokens.
+TEST_P(BackendTest, Int8TakesScalesFromBothEnds) {
+  const std::int64_t out = 35, in = 256, n = 11;
+  for (const std::uint8_t most :
+       {std::uint8_t{127}, std::uint8_t{230}, std::uint8_t{231}, std::uint8_t{245}}) {
+    Matrix w(Linear::Format::fp4, out, in, 9);
+    std::mt19937 generator(most);
+    const std::uint8_t bytes[] = {0, 1, kLeastScale - 1, kLeastScale, 100, 127, most};
+    for (std::uint8_t& scale : w.scale) scale = bytes[generator() % std::size(bytes)];
+    const auto x = normal(static_cast<std::size_t>(n * in), 13);
+    std::vector<float> expected(static_cast<std::size_t>(n * out)), all(expected.size()),
+        one(expected.size());
+    ref::linear({n, x.data(), &w.linear, 1, InputRounding::int8, expected.data()}, pool_);
+    backend_->run(LinearParams{n, x.data(), &w.linear, 1, InputRounding::int8, all.data()});
+    for (std::size_t i = 0; i < all.size(); ++i)
+      ASSERT_LT(std::fabs(all[i] - expected[i]),
+                1e-5F * std::fabs(expected[i]) + std::ldexp(1e-3F, most - 127));
+    for (std::int64_t t = 0; t < n; ++t) {
+      other_->run(
+          LinearParams{1, x.data() + t * in, &w.linear, 1, InputRounding::int8, one.data() + t * out});
+    }
+    EXPECT_EQ(std::memcmp(one.data(), all.data(), all.size() * 4), 0);
   }
 }
 

@@ -4,8 +4,13 @@
 
 #include "base/check.h"
 #include "ops/cpu/int8_tiles.h"
+#include "tensor/codec.h"
 
 namespace hadal {
+namespace {
+// Tokens of one call where a linear is split by them: its weights are read once for all of these.
+constexpr std::int64_t kSplitTokens = 48;
+}  // namespace
 
 CpuBackend::Input CpuBackend::input(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t dim,
                                     Linear::Format format, InputRounding rounding, InputStorage& storage) {
@@ -16,6 +21,27 @@ CpuBackend::Input CpuBackend::input(const float* x, std::int64_t stride, std::in
     pool_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
       kernels_.round_input_int8(x, stride, begin, end, rows, dim, in.int8);
     });
+    return in;
+  }
+  if (rounding == InputRounding::bf16 && format == Linear::Format::bf16 && dim % 128 == 0 &&
+      kernels_.round_input_bf16 != nullptr) {
+    std::uint16_t* to = grow(storage.rounded, rows * dim);
+    pool_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
+      kernels_.round_input_bf16(x, stride, begin, end, rows, dim, to);
+    });
+    in.rounded = to;
+    return in;
+  }
+  if (rounding == InputRounding::bf16) {
+    float* to = grow(storage.floats, rows * dim);
+    pool_.parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; ++row) {
+        for (std::int64_t k = 0; k < dim; ++k)
+          to[row * dim + k] = bf16_to_f32(f32_to_bf16(x[row * stride + k]));
+      }
+    });
+    in.x = to;
+    in.stride = dim;
     return in;
   }
   const bool rounded = rounding == InputRounding::e4m3 && is_quantised(format);
@@ -68,13 +94,12 @@ std::int64_t CpuBackend::prepare(const Linear& w, InputRounding rounding) {
   return bytes;
 }
 
-void CpuBackend::multiply(const Linear& w, std::int64_t begin, std::int64_t end, std::int64_t n_tokens,
-                          const Input& in, const std::int32_t* x_index, float* y, const std::int32_t* y_index,
-                          bool accumulate) const {
+void CpuBackend::multiply(const Linear& w, std::int64_t begin, std::int64_t end, const Tokens& tokens,
+                          const Input& in, float* y, bool accumulate) const {
   cpu::GemmArgs args{.weight = &w,
                      .row_begin = begin,
                      .row_end = end,
-                     .n_tokens = n_tokens,
+                     .n_tokens = tokens.count,
                      .x = in.x,
                      .x_stride = in.stride,
                      .rounded = in.rounded,
@@ -83,10 +108,11 @@ void CpuBackend::multiply(const Linear& w, std::int64_t begin, std::int64_t end,
                      .int8 = nullptr,
                      .int8_tiles = nullptr,
                      .packed_rows = in.rows,
-                     .x_index = x_index,
+                     .first_token = tokens.first,
+                     .x_index = tokens.x_index,
                      .y = y,
                      .y_stride = w.out,
-                     .y_index = y_index,
+                     .y_index = tokens.y_index,
                      .accumulate = accumulate};
   if (in.int8.codes == nullptr) return kernels_.gemm(args);
   args.int8 = &in.int8;
@@ -106,10 +132,17 @@ void CpuBackend::linear(const LinearParams& p) {
     const Input in =
         input(p.x + group * w.in, p.groups * w.in, p.n_tokens, w.in, w.format, p.rounding, input_);
     const std::int64_t first = group * rows_per_group;
-    pool_.parallel_for(
-        rows_per_group, panel_rows(w.format, p.rounding), [&](std::int64_t begin, std::int64_t end) {
-          multiply(w, first + begin, first + end, p.n_tokens, in, nullptr, p.y, nullptr, false);
-        });
+    const std::int64_t at_once = panel_rows(w.format, p.rounding);
+    // A few rows that many tokens meet (mixers of mHC, routers) are split by tokens.
+    if (rows_per_group < at_once * pool_.size() && p.n_tokens >= kSplitTokens * pool_.size()) {
+      pool_.parallel_for(p.n_tokens, kSplitTokens, [&](std::int64_t begin, std::int64_t end) {
+        multiply(w, first, first + rows_per_group, {end - begin, begin}, in, p.y, false);
+      });
+      continue;
+    }
+    pool_.parallel_for(rows_per_group, at_once, [&](std::int64_t begin, std::int64_t end) {
+      multiply(w, first + begin, first + end, {p.n_tokens}, in, p.y, false);
+    });
   }
 }
 

@@ -69,9 +69,17 @@ class CpuBackend final : public ReferenceBackend {
     return buffer.data();
   }
   void assign_slots(const ExpertsParams& p);
-  // Rows [begin, end) of W on `n_tokens` tokens of the input; null indices: 0, 1, 2, ...
-  void multiply(const Linear& w, std::int64_t begin, std::int64_t end, std::int64_t n_tokens, const Input& in,
-                const std::int32_t* x_index, float* y, const std::int32_t* y_index, bool accumulate) const;
+  // Which rows of the input a multiplication takes, and where in the output theirs go: `first` and those
+  // after it, or by index.
+  struct Tokens {
+    std::int64_t count = 0;
+    std::int64_t first = 0;
+    const std::int32_t* x_index = nullptr;
+    const std::int32_t* y_index = nullptr;
+  };
+  // Rows [begin, end) of W.
+  void multiply(const Linear& w, std::int64_t begin, std::int64_t end, const Tokens& tokens, const Input& in,
+                float* y, bool accumulate) const;
   void index_select_slice(const IndexSelectParams& p);
   // Of token t for the first n_rows rows of a block: as `block` unpacked (FP4) or where the tiles are.
   void block_scores(const IndexSelectParams& p, std::int64_t t, const std::byte* const* tiles,

@@ -64,7 +64,7 @@ void CpuBackend::experts(const ExpertsParams& p) {
                         bool accumulate) {
     const std::int64_t first = expert_begin_[static_cast<std::size_t>(e)];
     const std::int64_t count = expert_begin_[static_cast<std::size_t>(e) + 1] - first;
-    multiply(w, begin, end, count, in, x_index + first, y, y_index + first, accumulate);
+    multiply(w, begin, end, {count, 0, x_index + first, y_index + first}, in, y, accumulate);
   };
   // Routed experts share one format; the shared expert may have another.
   const Linear::Format routed_format = p.k > 0 ? p.experts[0].w1.format : p.shared->w1.format,

@@ -29,23 +29,26 @@ struct GemmArgs {
   std::int64_t n_tokens = 0;
   const float* x = nullptr;
   std::int64_t x_stride = 0;
-  // Instead of x, where the table has round_input, split_input and round_input_e4m3: the input of packed_rows
-  // tokens as they wrote it.
+  // Instead of x, where the table has round_input (or round_input_bf16), split_input and round_input_e4m3:
+  // the input of packed_rows tokens as they wrote it.
   const std::uint16_t* rounded = nullptr;
   const float* split = nullptr;
   const E4m3Input* e4m3 = nullptr;
   const Int8Input* int8 = nullptr;
   const std::byte* int8_tiles = nullptr;  // of an FP8 weight (int8_tiles.h)
   std::int64_t packed_rows = 0;
-  const std::int32_t* x_index = nullptr;  // [n_tokens]; null: 0, 1, 2, ...
+  std::int64_t first_token = 0;
+  const std::int32_t* x_index = nullptr;  // [n_tokens]; null: first_token and those after it
   float* y = nullptr;
   std::int64_t y_stride = 0;
   const std::int32_t* y_index = nullptr;
   bool accumulate = false;
 
-  std::int64_t input_row(std::int64_t t) const { return x_index != nullptr ? std::int64_t{x_index[t]} : t; }
+  std::int64_t input_row(std::int64_t t) const {
+    return x_index != nullptr ? std::int64_t{x_index[t]} : first_token + t;
+  }
   float* output(std::int64_t t) const {
-    return y + (y_index != nullptr ? std::int64_t{y_index[t]} : t) * y_stride;
+    return y + (y_index != nullptr ? std::int64_t{y_index[t]} : first_token + t) * y_stride;
   }
 };
 
@@ -104,6 +107,9 @@ struct Kernels {
                       std::int64_t rows, std::int64_t dim, std::uint16_t* out);
   void (*split_input)(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
                       std::int64_t rows, std::int64_t dim, float* out);
+  // Rounded to BF16, for BF16 weights; dim % 128 == 0. Null where gemm does not multiply BF16.
+  void (*round_input_bf16)(const float* x, std::int64_t x_stride, std::int64_t row_begin,
+                           std::int64_t row_end, std::int64_t rows, std::int64_t dim, std::uint16_t* out);
   // What round_input does, for gemm in float32 with weights of this format; where that is null.
   void (*round_input_e4m3)(const float* x, std::int64_t x_stride, std::int64_t row_begin,
                            std::int64_t row_end, std::int64_t rows, std::int64_t dim, Linear::Format format,

@@ -3,11 +3,11 @@
 // An E4M3 value or an E2M1 value times a power of two is exact in BF16, and so is an input rounded to E4M3.
 // Two ways to multiply follow, by the input:
 //
-// Rounded input (`official` numerics, FP8 and FP4 weights): vdpbf16ps multiplies pairs without error and adds
-// the products to a float32 accumulator one after the other, the odd one first, each rounded to nearest even
-// with subnormal operands and results taken as zero (tests/ops/vdpbf16ps_test.cpp holds the processor to
-// that). Float input (BF16 and FP8 weights): the BF16 weight widens to float32 by a shift or a mask, and
-// float32 multiply-adds do the rest.
+// Rounded input (`official` numerics, FP8 and FP4 weights; compressors in `int8`): vdpbf16ps multiplies pairs
+// without error and adds the products to a float32 accumulator one after the other, the odd one first, each
+// rounded to nearest even with subnormal operands and results taken as zero (tests/ops/vdpbf16ps_test.cpp
+// holds the processor to that). Float input (BF16 and FP8 weights): the BF16 weight widens to float32 by a
+// shift or a mask, and float32 multiply-adds do the rest.
 //
 // Order of the sum over K, the same for any number of tokens and any split of the rows: a group of entries is
 // summed from zero (rounded input: 128 entries, four dot products; float input: 256, two chains of eight
@@ -215,6 +215,15 @@ struct RoundedInput {
       const __m512 scale = _mm512_permutexvar_ps(lanes, scales);
       lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(4));
       for (int t = 0; t < T; ++t) total[t] = _mm512_fmadd_ps(group<T>(w, x[t] + k), scale, total[t]);
+    }
+  }
+  template <int T>
+  static void fused(const Bf16Rows& row, std::int64_t unit, std::int64_t depth, const Element* const* x,
+                    __m512* total) {
+    for (std::int64_t k = 0; k < depth; k += kUnit) {
+      __m512i w[4];
+      row.unpack(unit + k / kUnit, w);
+      for (int t = 0; t < T; ++t) total[t] = _mm512_add_ps(total[t], group<T>(w, x[t] + k));
     }
   }
   template <int T>
@@ -446,6 +455,7 @@ inline void gemm_rows(const GemmArgs& p) {
 void gemm(const GemmArgs& p) {
   const Linear::Format format = p.weight->format;
   if (p.rounded != nullptr) {
+    if (format == Linear::Format::bf16) return gemm_rows<RoundedInput, Bf16Rows>(p);
     if (format == Linear::Format::fp8) return gemm_rows<RoundedInput, Fp8Rows<true>>(p);
     return gemm_rows<RoundedInput, Fp4Rows>(p);
   }
@@ -511,6 +521,18 @@ void round_input(const float* x, std::int64_t x_stride, std::int64_t row_begin, 
   }
 }
 
+// Subnormals become zero, which products take them for.
+void round_input_bf16(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
+                      std::int64_t rows, std::int64_t dim, std::uint16_t* out) {
+  for (std::int64_t row = row_begin; row < row_end; ++row) {
+    for (std::int64_t k = 0; k < dim; k += 32) {
+      const float* from = x + row * x_stride + k;
+      const __m512bh words = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + 16), _mm512_loadu_ps(from));
+      _mm512_storeu_si512(place(out, rows, row, k, dim), reinterpret_cast<__m512i>(words));
+    }
+  }
+}
+
 void split_input(const float* x, std::int64_t x_stride, std::int64_t row_begin, std::int64_t row_end,
                  std::int64_t rows, std::int64_t dim, float* out) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -540,6 +562,7 @@ const Kernels& kernels() {
     table.gemm = gemm;
     table.round_input = round_input;
     table.split_input = split_input;
+    table.round_input_bf16 = round_input_bf16;
     table.sparse_attention = sparse_attention;
     table.index_fp8_query = index_fp8_query;
     table.index_fp8_scores = index_fp8_scores;

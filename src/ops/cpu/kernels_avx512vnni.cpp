@@ -34,6 +34,7 @@ constexpr std::int64_t kAhead = 3072;  // bytes of prefetch, over page ends
 constexpr int kFused = 4;
 constexpr int kTokens = 12;  // of a tile
 constexpr std::int64_t kPanelTiles = 4;
+constexpr int kLargestScale = 230;  // an E8M0 byte b whose 1.5 * 2^(23 + b - 128) is finite
 
 // The record of a row for `here` entries of K from k on.
 struct Record {
@@ -227,16 +228,41 @@ inline void transpose(__m512i* v) {
   for (int i = 0; i < 16; ++i) v[i] = t[i];
 }
 
+inline __m512i broadcast_int(const std::int8_t* at) {
+  std::int32_t value;
+  std::memcpy(&value, at, 4);
+  return _mm512_set1_epi32(value);
+}
+inline __m512 broadcast_float(const std::int8_t* at) {
+  float value;
+  std::memcpy(&value, at, 4);
+  return _mm512_set1_ps(value);
+}
+
 // Where a tile's codes and scales are: FP4 transposed into a panel, or int8 as packed.
+//
+// Scales of FP4 are powers of two 2^e, so a dot needs no multiplication by them and no conversion: it is
+// summed as an integer that begins at the bits of the float 1.5 * 2^(23+e), whose last place is 2^e, and
+// what is left after a subtraction of that float is 2^e * dot. Both are exact, since |dot| < 2^22, and an
+// integer addition and a subtraction run beside the pipes that multiply.
 struct Fp4Tile {
   const std::uint8_t* codes;                     // [blocks of K][512]
-  const float* scale_rows;                       // [blocks of K][16]
+  const float* anchor_rows;                      // [blocks of K][16]: 1.5 * 2^(23+e)
   static constexpr std::int64_t kOffsetsAt = 4;  // bytes behind the codes, per 32 entries
   const std::uint8_t* block(std::int64_t k, std::int64_t /*groups*/, std::int64_t at) const {
     return codes + (k / 32 + at) * 512;
   }
-  __m512 scale(std::int64_t k, std::int64_t /*groups*/, std::int64_t at) const {
-    return _mm512_load_ps(scale_rows + (k / 32 + at) * 16);
+  struct Scale {
+    __m512 anchor;
+    __m512i start(const std::int8_t* offset) const {
+      return _mm512_add_epi32(_mm512_castps_si512(anchor), broadcast_int(offset));
+    }
+    __m512 add(__m512 sum, __m512i dot, const std::int8_t* x_scale) const {
+      return _mm512_fmadd_ps(_mm512_sub_ps(_mm512_castsi512_ps(dot), anchor), broadcast_float(x_scale), sum);
+    }
+  };
+  Scale scale(std::int64_t k, std::int64_t /*groups*/, std::int64_t at) const {
+    return {_mm512_load_ps(anchor_rows + (k / 32 + at) * 16)};
   }
 };
 struct Int8Tile {
@@ -245,11 +271,18 @@ struct Int8Tile {
   const std::uint8_t* block(std::int64_t k, std::int64_t /*groups*/, std::int64_t at) const {
     return reinterpret_cast<const std::uint8_t*>(bytes + Int8Tiles::bytes(k) + at * Int8Tiles::kCodeBytes);
   }
-  __m512 scale(std::int64_t k, std::int64_t groups, std::int64_t at) const {
+  struct Scale {
+    __m512 value;
+    static __m512i start(const std::int8_t* offset) { return broadcast_int(offset); }
+    __m512 add(__m512 sum, __m512i dot, const std::int8_t* x_scale) const {
+      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(value, broadcast_float(x_scale)), sum);
+    }
+  };
+  Scale scale(std::int64_t k, std::int64_t groups, std::int64_t at) const {
     const std::byte* from =
         bytes + Int8Tiles::bytes(k) + groups * 4 * Int8Tiles::kCodeBytes + at * Int8Tiles::kScaleBytes;
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
 };
 
@@ -267,16 +300,6 @@ inline __m512i dpbusd_broadcast(__m512i sum, __m512i w, const std::int8_t* x) {
   return sum;
 #endif
 }
-inline __m512i broadcast_int(const std::int8_t* at) {
-  std::int32_t value;
-  std::memcpy(&value, at, 4);
-  return _mm512_set1_epi32(value);
-}
-inline __m512 broadcast_float(const std::int8_t* at) {
-  float value;
-  std::memcpy(&value, at, 4);
-  return _mm512_set1_ps(value);
-}
 
 // T tokens against one chain of a tile's block of K: `here` entries from k on, whose records x are.
 template <class Tile, int T>
@@ -289,7 +312,7 @@ inline void multiply_chain(const Tile& tile, std::int64_t k, std::int64_t here, 
   for (std::int64_t group = 0; group < groups; ++group) {
     const std::int64_t at = chain * groups + group, block = group * 4 + chain;
     const std::uint8_t* codes = tile.block(k, groups, at);
-    const __m512 scale = tile.scale(k, groups, at);
+    const typename Tile::Scale scale = tile.scale(k, groups, at);
     __m512i w[8];
     for (int i = 0; i < 8; ++i) w[i] = _mm512_loadu_si512(codes + i * 64);
     if constexpr (T <= 2) {
@@ -299,11 +322,10 @@ inline void multiply_chain(const Tile& tile, std::int64_t k, std::int64_t here, 
 #pragma GCC unroll 12
     for (int t = 0; t < T; ++t) {
       const std::int8_t* in = x[t] + group * kGroup + chain * 16;
-      __m512i dot = broadcast_int(x[t] + offsets_at + block * 4);
+      __m512i dot = scale.start(x[t] + offsets_at + block * 4);
       for (int i = 0; i < 4; ++i) dot = dpbusd_broadcast(dot, w[i], in + 4 * i);
       for (int i = 0; i < 4; ++i) dot = dpbusd_broadcast(dot, w[4 + i], in + 64 + 4 * i);
-      const __m512 both = _mm512_mul_ps(scale, broadcast_float(x[t] + scales_at + block * 4));
-      sum[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), both, sum[t]);
+      sum[t] = scale.add(sum[t], dot, x[t] + scales_at + block * 4);
     }
   }
   for (int t = 0; t < T; ++t) _mm512_store_ps(sums + t * 16, sum[t]);
@@ -378,9 +400,10 @@ inline void multiply_panel(const GemmArgs& p, const Tile* tile, std::int64_t n_t
   }
 }
 
-// Rows [row, row_end), at most 16, of FP4 into a panel in the order of int8_tiles.h.
-inline void unpack_fp4(const Linear& w, std::int64_t row, std::int64_t row_end, std::uint8_t* codes,
-                       float* scales) {
+// Rows [row, row_end), at most 16, of FP4 into a panel in the order of int8_tiles.h, with the anchors of
+// Fp4Tile. False if a scale is too large for those.
+inline bool unpack_fp4(const Linear& w, std::int64_t row, std::int64_t row_end, std::uint8_t* codes,
+                       float* anchors) {
   const std::byte* source[16];
   const std::uint8_t* scale[16];
   for (std::int64_t r = 0; r < 16; ++r) {
@@ -402,7 +425,8 @@ inline void unpack_fp4(const Linear& w, std::int64_t row, std::int64_t row_end, 
       }
     }
   }
-  // Scale bytes of 64 blocks at a time: a dword is a group.
+  // Scale bytes of 64 blocks at a time: a dword is a group. A block whose scale counts as zero has zeros.
+  __m512i largest = _mm512_setzero_si512();
   for (std::int64_t first = 0; first < w.in / 32; first += 64) {
     const std::int64_t count = std::min<std::int64_t>(64, w.in / 32 - first);
     const __mmask64 mask = count == 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
@@ -415,8 +439,43 @@ inline void unpack_fp4(const Linear& w, std::int64_t row, std::int64_t row_end, 
       for (std::int64_t chain = 0; chain < 4; ++chain) {
         const __m512i bytes =
             _mm512_and_si512(_mm512_srl_epi32(v[g], _mm_cvtsi64_si128(8 * chain)), _mm512_set1_epi32(255));
-        _mm512_store_ps(scales + (block / 32 + chain * groups + group) * 16, half_scale(bytes));
+        const std::int64_t at = block / 32 + chain * groups + group;
+        largest = _mm512_max_epi32(largest, bytes);
+        const __mmask16 nothing = _mm512_cmplt_epi32_mask(bytes, _mm512_set1_epi32(kLeastScale));
+        for (int i = 0; nothing != 0 && i < 8; ++i)
+          _mm512_mask_storeu_epi32(codes + at * 512 + i * 64, nothing, _mm512_set1_epi8(16));
+        // The exponent of 2^23 times half the scale, 2^(b-128), and the first bit of the fraction.
+        const __m512i exponent =
+            _mm512_add_epi32(_mm512_max_epi32(bytes, _mm512_set1_epi32(kLeastScale)), _mm512_set1_epi32(22));
+        const __m512i bits = _mm512_or_si512(_mm512_slli_epi32(exponent, 23), _mm512_set1_epi32(1 << 22));
+        _mm512_store_ps(anchors + at * 16, _mm512_castsi512_ps(bits));
       }
+    }
+  }
+  return _mm512_reduce_max_epi32(largest) <= kLargestScale;
+}
+
+// A few tokens at a time, whatever the scales.
+void gemm_fp4_fused(const GemmArgs& p) {
+  for (std::int64_t t = 0; t < p.n_tokens; t += kFused) {
+    GemmArgs few = p;
+    few.n_tokens = std::min<std::int64_t>(kFused, p.n_tokens - t);
+    few.first_token += t;
+    if (p.x_index != nullptr) few.x_index += t;
+    if (p.y_index != nullptr) few.y_index += t;
+    switch (few.n_tokens) {
+      case 1:
+        multiply_fused<1>(few);
+        break;
+      case 2:
+        multiply_fused<2>(few);
+        break;
+      case 3:
+        multiply_fused<3>(few);
+        break;
+      default:
+        multiply_fused<kFused>(few);
+        break;
     }
   }
 }
@@ -424,30 +483,29 @@ inline void unpack_fp4(const Linear& w, std::int64_t row, std::int64_t row_end, 
 void gemm_int8(const GemmArgs& p) {
   const Linear& w = *p.weight;
   if (w.format == Linear::Format::fp4) {
-    switch (p.n_tokens) {
-      case 1:
-        return multiply_fused<1>(p);
-      case 2:
-        return multiply_fused<2>(p);
-      case 3:
-        return multiply_fused<3>(p);
-      case kFused:
-        return multiply_fused<kFused>(p);
-      default:
-        break;
-    }
+    if (p.n_tokens <= kFused) return gemm_fp4_fused(p);
     auto* codes = scratch<std::uint8_t, 0>(kPanelTiles * 16 * w.in);
-    auto* scales = scratch<float, 1>(kPanelTiles * w.in / 2);
+    auto* anchors = scratch<float, 1>(kPanelTiles * w.in / 2);
     for (std::int64_t row = p.row_begin; row < p.row_end;) {
       Fp4Tile tile[kPanelTiles];
       std::int64_t n_tiles = 0, end = row;
+      bool fits = true;
       for (; n_tiles < kPanelTiles && end < p.row_end; ++n_tiles) {
         const std::int64_t next = std::min(p.row_end, end - end % 16 + 16);
-        tile[n_tiles] = {codes + n_tiles * 16 * w.in, scales + n_tiles * w.in / 2};
-        unpack_fp4(w, end - end % 16, next, codes + n_tiles * 16 * w.in, scales + n_tiles * w.in / 2);
+        std::uint8_t* to = codes + n_tiles * 16 * w.in;
+        float* anchors_to = anchors + n_tiles * w.in / 2;
+        tile[n_tiles] = {to, anchors_to};
+        fits = unpack_fp4(w, end - end % 16, next, to, anchors_to) && fits;
         end = next;
       }
-      multiply_panel(p, tile, n_tiles, row, end);
+      if (fits) {
+        multiply_panel(p, tile, n_tiles, row, end);
+      } else {
+        GemmArgs panel = p;
+        panel.row_begin = row;
+        panel.row_end = end;
+        gemm_fp4_fused(panel);
+      }
       row = end;
     }
     return;

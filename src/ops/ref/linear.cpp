@@ -69,6 +69,9 @@ void linear(const LinearParams& p, ThreadPool& pool) {
     // powers of two, so nothing is lost by multiplying the scales in before the sum.
     quantise({QuantiseParams::Format::e4m3_128, p.n_tokens, wide, wide, x.data()}, pool);
   }
+  if (p.rounding == InputRounding::bf16) {
+    for (float& value : x) value = bf16_to_f32(f32_to_bf16(value));
+  }
   const std::int64_t rows_per_group = w.out / p.groups;
   pool.parallel_for(w.out, 16, [&](std::int64_t begin, std::int64_t end) {
     std::vector<float> row(static_cast<std::size_t>(w.in));
