@@ -40,7 +40,7 @@ class Arena {
   void consolidate() {
     if (blocks_.size() <= 1 || taken_ != 0) return;
     blocks_.clear();
-    blocks_.push_back(Buffer<std::byte>::uninitialised(most_taken_));
+    blocks_.push_back(MemoryBlock::uninitialised(most_taken_, memory_));
     block_ = used_ = 0;
   }
 

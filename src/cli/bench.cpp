@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/rng.h"
+#include "cli/bench_compare.h"
 #include "cli/bench_disk.h"
 #include "cli/bench_profile.h"
 #include "cli/command.h"
@@ -25,7 +26,7 @@ namespace {
 
 struct Arguments {
   EngineOptions engine;
-  std::string preset;
+  std::string preset, compare;
   std::int64_t layers = 0, experts = 0, prefill = 512, chunk = 512, tokens = 16, batch = 1;
   std::vector<std::int64_t> contexts = {0};
   bool profile = false, json = false;
@@ -69,6 +70,7 @@ class Bench {
       : arguments_(arguments),
         model_(model),
         layout_(model.state_layout(format)),
+        cost_model_(model.config()),
         transformer_(transformer),
         pool_(pool),
         bandwidth_(arguments, transformer.backend().memory(), pool) {
@@ -238,15 +240,16 @@ class Bench {
             .cost = {},
             .profile = {}};
     const bool decoding = out.phase == "decode";
-    out.cost =
-        token_cost(model_.config(), layout_, context,
-                   decoding ? batch : std::min(arguments_.chunk, arguments_.prefill), decoding ? batch : 1);
+    const ForwardShape step{context, batch, 1, 1},
+        chunk{context, 1, std::min(arguments_.chunk, arguments_.prefill), 1};
+    out.cost = cost_model_(RowBytes::of(layout_), decoding ? step : chunk);
     return out;
   }
 
   const Arguments& arguments_;
   const Model& model_;
   const StateLayout& layout_;
+  CostModel cost_model_;
   Transformer& transformer_;
   ThreadPool& pool_;
   Bandwidth bandwidth_;
@@ -284,9 +287,27 @@ Result<Model> open_model(const Arguments& arguments, const Backend& backend, Thr
   return Model::bind(std::move(config), std::move(checkpoint), arguments.engine.notice, {}, check);
 }
 
+// --compare: the same depths, other defaults.
+Status compare(const Arguments& arguments, bool contexts_given) {
+  HADAL_RETURN_IF_ERROR(apply_memory_options(arguments.engine));
+  ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
+  HADAL_ASSIGN_OR_RETURN(const auto backend,
+                         make_backend(arguments.engine.backend, arguments.engine.isa, pool));
+  CompareRequest request;
+  request.baseline = arguments.compare;
+  if (!arguments.preset.empty()) request.presets = {arguments.preset};
+  if (contexts_given) request.contexts = arguments.contexts;
+  request.steps = std::max<std::int64_t>(1, arguments.tokens / 2);
+  request.json = arguments.json;
+  if (!arguments.engine.numerics.empty()) {
+    HADAL_ASSIGN_OR_RETURN(request.numerics, numerics_from_string(arguments.engine.numerics));
+  }
+  return compare_models(request, *backend, pool);
+}
+
 Status bench(const Arguments& arguments) {
   if (arguments.engine.model.empty() == arguments.preset.empty()) {
-    return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash or pro");
+    return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash, pro or v3.2");
   }
   if (arguments.profile && arguments.engine.backend == "cuda")
     return fail(ErrorCode::invalid_argument, "--profile times the ops of the CPU; a device does them later");
@@ -405,7 +426,7 @@ void register_bench(CLI::App& app, Outcome& outcome) {
   auto arguments = std::make_shared<Arguments>();
   add_engine_options(*command, arguments->engine);
   command->add_option("--preset", arguments->preset,
-                      "flash or pro with random weights in memory, instead of -m");
+                      "flash, pro or v3.2 with random weights in memory, instead of -m");
   command->add_option("--layers", arguments->layers, "With --preset: only the first so many layers")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--experts", arguments->experts, "With --preset: only so many routed experts")
@@ -428,11 +449,18 @@ void register_bench(CLI::App& app, Outcome& outcome) {
   command->add_option("--batch", arguments->batch, "Sequences that decode together")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  command
+      ->add_option("--compare", arguments->compare,
+                   "Decode with layers of this model's true shapes and of Flash's and Pro's (or --preset's)")
+      ->check(CLI::IsMember({"v3.2", "flash", "pro"}))
+      ->excludes("--model");
   command->add_flag("--profile", arguments->profile, "Also where the time of a forward goes, op by op");
   command->add_flag("--json", arguments->json, "JSON on stdout");
   command->footer("Example: hadal bench --preset flash --layers 4 --experts 32 --context 0,4096,131072");
-  command->callback([arguments, &outcome] {
-    if (const Status done = bench(*arguments); !done) outcome.exit_code = report(done.error());
+  command->callback([arguments, command, &outcome] {
+    const bool contexts_given = command->count("--context") > 0;
+    const Status done = arguments->compare.empty() ? bench(*arguments) : compare(*arguments, contexts_given);
+    if (!done) outcome.exit_code = report(done.error());
   });
 }
 

@@ -33,6 +33,7 @@ void register_parse(CLI::App& app, Outcome& outcome);
 void register_inspect(CLI::App& app, Outcome& outcome);
 void register_init(CLI::App& app, Outcome& outcome);
 void register_bench(CLI::App& app, Outcome& outcome);
+void register_plan(CLI::App& app, Outcome& outcome);
 void register_data(CLI::App& app, Outcome& outcome);
 void register_tokenizer(CLI::App& app, Outcome& outcome);
 void register_train(CLI::App& app, Outcome& outcome);

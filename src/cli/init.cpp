@@ -86,8 +86,8 @@ void register_init(CLI::App& app, Outcome& outcome) {
   const auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("init", "Write a random checkpoint in the published layout");
   CLI::Option_group* source = command->add_option_group("shape");
-  source->add_option("--preset", arguments->preset, "The published shape: flash or pro")
-      ->check(CLI::IsMember({"flash", "pro"}));
+  source->add_option("--preset", arguments->preset, "The published shape: flash, pro or v3.2")
+      ->check(CLI::IsMember({"flash", "pro", "v3.2"}));
   source->add_option("--config", arguments->config, "The config.json of the shape");
   source->require_option(1);
   command->add_option("--layers", arguments->layers, "Keep the first N layers (and the MTP block)")

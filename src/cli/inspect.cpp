@@ -73,15 +73,6 @@ Report describe(std::string name, const Config& config) {
 }
 
 Result<Report> inspect_preset(const std::string& preset) {
-  if (preset == "v3.2") {
-    const BaselineV32 baseline;
-    Report report;
-    report.name = preset;
-    report.parameters = count_parameters(baseline);
-    report.cache = cache_cost(baseline);
-    report.context = baseline.max_position_embeddings;
-    return report;
-  }
   HADAL_ASSIGN_OR_RETURN(const Config config, preset_config(preset));
   Report report = describe(preset, config);
   report.inventory = expected_inventory(config, StorageFormat::published);
@@ -180,6 +171,10 @@ std::string billions(std::int64_t count) {
 }
 
 std::string kinds_as_text(const Config& config) {
+  if (config.v32) {
+    return fmt::format("{} layers, every token a row; top {} of the indexer; context {}",
+                       config.num_hidden_layers, config.index_topk, config.max_position_embeddings);
+  }
   std::array<std::int64_t, 3> counts{};
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
     ++counts.at(static_cast<std::size_t>(config.attention_kind(layer)));
@@ -210,8 +205,6 @@ std::string as_text(const Report& report) {
     for (const auto& [dtype, entry] : report.inventory->dtypes) {
       line("", fmt::format("{:<8} {:>7} tensors {:>16} bytes", to_string(dtype), entry.tensors, entry.bytes));
     }
-  } else {
-    line("tensors", "not known: hadal counts this model, it does not run it");
   }
   if (report.expected && (report.expected->tensors != report.inventory->tensors ||
                           report.expected->bytes != report.inventory->bytes)) {

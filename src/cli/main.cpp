@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   hadal::cli::register_inspect(app, outcome);
   hadal::cli::register_init(app, outcome);
   hadal::cli::register_bench(app, outcome);
+  hadal::cli::register_plan(app, outcome);
   hadal::cli::register_data(app, outcome);
   hadal::cli::register_tokenizer(app, outcome);
   hadal::cli::register_train(app, outcome);

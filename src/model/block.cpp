@@ -1,6 +1,9 @@
 #include "model/block.h"
 
+#include <algorithm>
+
 #include "model/attention.h"
+#include "model/mla.h"
 #include "model/moe.h"
 
 namespace hadal {
@@ -35,9 +38,35 @@ Status hyper_connected(const Forward& f, const HyperConnectionWeights& w, const 
   return {};
 }
 
+// V3.2: stream += sublayer(rmsnorm(stream))
+template <class Sublayer>
+Status residual(const Forward& f, const Vector& norm, float* stream, Sublayer&& sublayer) {
+  const Arena::Scope scope(f.arena);
+  const std::int64_t n = f.n_tokens(), d = f.config.hidden_size;
+  float* x = f.arena.take<float>(n * d);
+  float* y = f.arena.take<float>(n * d);
+  f.rms_norm(stream, norm.data(), n, d, x);
+  HADAL_RETURN_IF_ERROR(sublayer(x, y));
+  for (std::int64_t i = 0; i < n * d; ++i) stream[i] += y[i];
+  return {};
+}
+
+Status run_v32_block(const Forward& f, std::int64_t block, const BlockWeights& w, float* stream) {
+  HADAL_RETURN_IF_ERROR(residual(f, w.attn_norm, stream, [&](const float* x, float* y) -> Status {
+    mla(f, block, w.mla, x, y);
+    return {};
+  }));
+  return residual(f, w.ffn_norm, stream, [&](const float* x, float* y) -> Status {
+    if (!f.config.dense_ffn(block)) return moe(f, block, w.ffn, x, y);
+    dense_ffn(f, w.dense, x, y);
+    return {};
+  });
+}
+
 }  // namespace
 
 Status run_block(const Forward& f, std::int64_t block, const BlockWeights& w, float* streams) {
+  if (f.config.v32) return run_v32_block(f, block, w, streams);
   HADAL_RETURN_IF_ERROR(hyper_connected(f, w.hc_attn, w.attn_norm, "hc_attn", "attn.input", streams,
                                         [&](const float* x, float* y) -> Status {
                                           attention(f, block, w.attn, x, y);
@@ -54,6 +83,10 @@ void read_head(const Forward& f, const HcHeadWeights& w, const float* streams, s
                float* h) {
   const Arena::Scope scope(f.arena);
   const std::int64_t n = f.config.hc_mult, d = f.config.hidden_size;
+  if (f.config.v32) {  // its one stream is what the head reads
+    std::copy_n(streams, n_tokens * d, h);
+    return;
+  }
   float* mix = f.arena.take<float>(n_tokens * n);
   f.linear(w.fn, streams, n_tokens, mix);
   f.backend.run(HcHeadParams{n_tokens, n, d, streams, mix, w.scale.data(), w.base.data(),

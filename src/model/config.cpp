@@ -10,11 +10,15 @@
 #include <nlohmann/json.hpp>
 
 #include "base/mapped_file.h"
+#include "model/config_reader.h"
+#include "model/config_v32.h"
 
 namespace hadal {
 namespace {
 
-using Json = nlohmann::json;
+using config_detail::excerpt;
+using config_detail::Json;
+using config_detail::Reader;
 
 constexpr std::size_t kMaxListed = 1024;                // entries of a list over the layers
 constexpr std::size_t kMaxText = std::size_t{1} << 20;  // a published config.json has 3 kB
@@ -29,76 +33,6 @@ constexpr std::array<std::pair<std::string_view, Linear::Format>, 4> kExpertDTyp
      {"fp8", Linear::Format::fp8},
      {"bfloat16", Linear::Format::bf16},
      {"float32", Linear::Format::f32}}};
-
-// Arrays and objects are not printed: they may be nested deeper than the stack is.
-std::string excerpt(const Json& value) {
-  if (value.is_array()) return fmt::format("an array of {}", value.size());
-  if (value.is_object()) return "an object";
-  const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
-  return text.size() <= 60 ? text : text.substr(0, 57) + "...";
-}
-
-// Reads a config.json field by field and keeps the first thing that is wrong with it.
-class Reader {
- public:
-  explicit Reader(const Json& root) : root_(root) {}
-
-  const Json& root() const { return root_; }
-  const std::string& problem() const { return problem_; }
-  void wrong(std::string text) {
-    if (problem_.empty()) problem_ = std::move(text);
-  }
-  const Json* find(const Json& object, const char* key) const {
-    const auto at = object.find(key);
-    return at == object.end() || at->is_null() ? nullptr : &*at;
-  }
-  const Json* find(const char* key) const { return find(root_, key); }
-
-  // An integer in [low, high]; a missing one is wrong unless there is a default.
-  std::int64_t integer(const char* key, std::int64_t low, std::int64_t high,
-                       std::optional<std::int64_t> absent = {}) {
-    const Json* value = find(key);
-    if (value == nullptr) {
-      if (!absent) wrong(fmt::format("'{}' is missing", key));
-      return absent.value_or(low);
-    }
-    return integer_value(key, *value, low, high);
-  }
-  std::int64_t integer_value(const char* key, const Json& value, std::int64_t low, std::int64_t high) {
-    const bool fits = value.is_number_integer() &&
-                      (!value.is_number_unsigned() || value.get<std::uint64_t>() <= std::uint64_t{1} << 62);
-    if (!fits || value.get<std::int64_t>() < low || value.get<std::int64_t>() > high) {
-      wrong(fmt::format("'{}' is {}, expected an integer from {} to {}", key, excerpt(value), low, high));
-      return low;
-    }
-    return value.get<std::int64_t>();
-  }
-  double real(const Json& object, const char* key, double low, double high, double absent) {
-    const Json* value = find(object, key);
-    if (value == nullptr) return absent;
-    const double x = value->is_number() ? value->get<double>() : std::nan("");
-    if (!(x >= low && x <= high)) {  // NaN too
-      wrong(fmt::format("'{}' is {}, expected a number from {} to {}", key, excerpt(*value), low, high));
-      return absent;
-    }
-    return x;
-  }
-  double real(const char* key, double low, double high, double absent) {
-    return real(root_, key, low, high, absent);
-  }
-
-  // A field that hadal knows in one value only.
-  void only(const char* key, const Json& expected) {
-    const Json* value = find(key);
-    if (value != nullptr && *value != expected) {
-      wrong(fmt::format("'{}' is {}, and hadal runs only {}", key, excerpt(*value), expected.dump()));
-    }
-  }
-
- private:
-  const Json& root_;
-  std::string problem_;
-};
 
 // layer_types with compress_rates, the newer spelling of compress_ratios; it never lists the MTP blocks.
 std::vector<std::int64_t> read_layer_types(Reader& in, const Json& types) {
@@ -214,8 +148,9 @@ std::int64_t read_rope_dims(Reader& in, std::int64_t head_dim) {
   return static_cast<std::int64_t>(in.real(*object, kFactor, 0, 1, 0) * static_cast<double>(head_dim));
 }
 
-// rope_theta, compress_rope_theta and rope_scaling, or rope_parameters {main, compress}.
-void read_rope(Reader& in, Config& c) {
+}  // namespace
+
+void config_detail::read_rope(Reader& in, Config& c) {
   constexpr double kMaxTheta = 1e12;
   c.rope_theta = in.real("rope_theta", 1.001, kMaxTheta, 10000);
   c.compress_rope_theta = in.real("compress_rope_theta", 1.001, kMaxTheta, 160000);
@@ -251,9 +186,7 @@ void read_rope(Reader& in, Config& c) {
   if (yarn.original_max_position_embeddings > 0) c.rope_scaling = yarn;
 }
 
-// quantization_config describes the dense linears, expert_dtype the routed experts; without the first the
-// dense linears are plain, without the second the experts are stored like the rest.
-void read_storage(Reader& in, Config& c) {
+void config_detail::read_storage(Reader& in, Config& c) {
   const Json* dtype = in.find("torch_dtype");
   if (dtype == nullptr) dtype = in.find("dtype");
   c.dense_format = dtype != nullptr && *dtype == "float32" ? Linear::Format::f32 : Linear::Format::bf16;
@@ -283,6 +216,8 @@ void read_storage(Reader& in, Config& c) {
         fmt::format("'expert_dtype' is {}, expected fp4, fp8, bfloat16 or float32", excerpt(*expert)));
   c.expert_format = known->second;
 }
+
+namespace {
 
 constexpr std::int64_t kMaxExperts = 1 << 19;  // over all blocks; V4-Pro has 62 x 384
 
@@ -360,8 +295,10 @@ Result<Config> parse_config(std::string_view json_text) {
   Reader in(root);
   Config c;
   if (const Json* type = in.find("model_type"); type != nullptr && *type != "deepseek_v4") {
+    if (*type == "deepseek_v32") return config_detail::parse_v32(root);
     return fail(ErrorCode::unsupported,
-                fmt::format("model_type is {}, and hadal runs only deepseek_v4", excerpt(*type)));
+                fmt::format("model_type is {}, and hadal runs only deepseek_v4 and, to compare, deepseek_v32",
+                            excerpt(*type)));
   }
   in.only("scoring_func", "sqrtsoftplus");
   in.only("topk_method", "noaux_tc");
@@ -392,7 +329,7 @@ Result<Config> parse_config(std::string_view json_text) {
   c.index_n_heads = in.integer("index_n_heads", 1, 4096);
   c.index_head_dim = in.integer("index_head_dim", 1, 1 << 13);
   c.index_topk = in.integer("index_topk", 1, 1 << 20);
-  read_rope(in, c);
+  config_detail::read_rope(in, c);
   c.n_routed_experts = in.integer("n_routed_experts", 1, 1 << 14);
   c.num_experts_per_tok = in.integer("num_experts_per_tok", 1, 256);
   c.moe_intermediate_size = in.integer("moe_intermediate_size", 1, 1 << 17);
@@ -406,7 +343,7 @@ Result<Config> parse_config(std::string_view json_text) {
   c.rms_norm_eps = in.real("rms_norm_eps", 0, 1, 1e-6);
   c.bos_token_id = in.integer("bos_token_id", 0, 1 << 24, 0);
   c.eos_token_id = in.integer("eos_token_id", 0, 1 << 24, 1);
-  read_storage(in, c);
+  config_detail::read_storage(in, c);
   if (in.problem().empty()) check_agreement(in, c);
   if (!in.problem().empty()) return fail(ErrorCode::corrupt, in.problem());
   return c;
@@ -421,6 +358,7 @@ Result<Config> load_config(const std::filesystem::path& model_directory) {
 }
 
 std::string config_to_json(const Config& c) {
+  if (c.v32) return config_detail::v32_to_json(c);
   nlohmann::ordered_json out = {
       {"architectures", {"DeepseekV4ForCausalLM"}},
       {"model_type", "deepseek_v4"},
@@ -489,6 +427,7 @@ std::string config_to_json(const Config& c) {
 }
 
 Result<Config> preset_config(std::string_view name) {
+  if (name == "v3.2") return config_detail::v32_preset();
   Json root = Json::parse(kFlash);
   std::vector<int> ratios;
   if (name == "flash") {
@@ -505,7 +444,7 @@ Result<Config> preset_config(std::string_view name) {
                  {"routed_scaling_factor", 2.5},
                  {"index_topk", 1024}});
   } else {
-    return fail(ErrorCode::invalid_argument, fmt::format("preset '{}': there are flash and pro", name));
+    return fail(ErrorCode::invalid_argument, fmt::format("preset '{}': there are flash, pro and v3.2", name));
   }
   // Then 4 and 128 in turn, ending with 4; the MTP block slides.
   const auto layers = root["num_hidden_layers"].get<std::size_t>();
@@ -532,8 +471,17 @@ Result<Config> cut_config(Config config, std::int64_t layers, std::int64_t exper
                                  config.compress_ratios.begin() + config.num_hidden_layers);
     config.num_hidden_layers = layers;
     config.num_hash_layers = std::min(config.num_hash_layers, layers);
+    if (config.v32) config.v32->first_k_dense_replace = std::min(config.v32->first_k_dense_replace, layers);
   }
-  if (experts > 0) config.n_routed_experts = experts;
+  if (experts > 0) {
+    config.n_routed_experts = experts;
+    // Groups that cannot be kept are given up.
+    if (V32Config* v = config.v32 ? &*config.v32 : nullptr;
+        v != nullptr && (experts % v->n_group != 0 || experts / v->n_group < 2 ||
+                         v->topk_group * (experts / v->n_group) < config.num_experts_per_tok)) {
+      v->n_group = v->topk_group = 1;
+    }
+  }
   return config;
 }
 

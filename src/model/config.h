@@ -1,4 +1,5 @@
-// The hyper-parameters of a DeepSeek-V4 model, as in config.json (docs/formats.md).
+// The hyper-parameters of a DeepSeek-V4 model, or of DeepSeek-V3.2, which it is measured against, as in
+// config.json (docs/formats.md).
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,7 @@ enum class AttentionKind : std::uint8_t {
   sliding,  // compress ratio 0: nothing
   csa,      // ratio 4: overlapping compressor, the lightning indexer picks index_topk rows
   hca,      // any other ratio: plain compressor, all rows
+  dsa,      // ratio 1, DeepSeek-V3.2 only: every token is a row, the indexer picks index_topk
 };
 
 struct YarnScaling {
@@ -28,6 +30,22 @@ struct YarnScaling {
   double beta_slow = 1;
 
   bool operator==(const YarnScaling&) const = default;
+};
+
+// What DeepSeek-V3.2 has and V4 has not (src/model/mla.h). Its other numbers are those of Config, where
+// head_dim is the width of a cached row, kv_lora_rank + qk_rope_head_dim; the window is 0, hc_mult 1, every
+// ratio 1.
+struct V32Config {
+  std::int64_t kv_lora_rank = 0;
+  std::int64_t qk_nope_head_dim = 0;
+  std::int64_t v_head_dim = 0;
+  std::int64_t first_k_dense_replace = 0;  // layers whose feed-forward network is one dense expert
+  std::int64_t intermediate_size = 0;      // of these
+  std::int64_t n_group = 1;                // of routed experts
+  std::int64_t topk_group = 1;             // groups that a token's experts may be in
+  double mscale_all_dim = 0;               // YaRN: of the scores
+
+  bool operator==(const V32Config&) const = default;
 };
 
 // Every count is positive and small enough that no product of two of them overflows 63 bits; config.cpp
@@ -79,17 +97,23 @@ struct Config {
   // 0731 releases: mtp.* holds the DSpark drafter instead of MTP blocks (num_nextn_predict_layers is 0 here,
   // whatever the file says), and the chat dialect is v4-0731. Not written by config_to_json.
   bool has_dspark = false;
+  std::optional<V32Config> v32;  // there: the model is DeepSeek-V3.2
 
   bool operator==(const Config&) const = default;
 
   std::int64_t num_blocks() const { return num_hidden_layers + num_nextn_predict_layers; }
   AttentionKind attention_kind(std::int64_t block) const {
     const std::int64_t ratio = compress_ratios[static_cast<std::size_t>(block)];
-    return ratio == 0 ? AttentionKind::sliding : ratio == 4 ? AttentionKind::csa : AttentionKind::hca;
+    return ratio == 0   ? AttentionKind::sliding
+           : ratio == 1 ? AttentionKind::dsa
+           : ratio == 4 ? AttentionKind::csa
+                        : AttentionKind::hca;
   }
   std::int64_t compress_ratio(std::int64_t block) const {
     return compress_ratios[static_cast<std::size_t>(block)];
   }
+  // V3.2: whether the block's feed-forward network is a dense one.
+  bool dense_ffn(std::int64_t block) const { return v32 && block < v32->first_k_dense_replace; }
   // MTP blocks never route by hash.
   bool hash_routed(std::int64_t block) const { return block < num_hash_layers && block < num_hidden_layers; }
 };
@@ -104,7 +128,7 @@ Result<Config> load_config(const std::filesystem::path& model_directory);
 // The text of the config.json that describes `config`, in the published spelling.
 std::string config_to_json(const Config& config);
 
-// "flash" or "pro": the published shapes.
+// "flash", "pro" or "v3.2": the published shapes.
 Result<Config> preset_config(std::string_view name);
 
 // The first `layers` blocks of the model with their own attention kinds (the MTP block stays the last), and

@@ -34,7 +34,8 @@ void Forward::round_cache_rows(std::int64_t rows, float* x) const {
   // Without simulated quantisation nothing but float32 holds the values.
   HADAL_CHECK(simulate_cache() || shape.format == RowFormat::f32);
   if (!simulate_cache()) return;
-  backend.run(QuantiseParams{QuantiseParams::Format::e4m3_64, rows, c, nope, x});
+  const auto format = config.v32 ? QuantiseParams::Format::e4m3_128 : QuantiseParams::Format::e4m3_64;
+  backend.run(QuantiseParams{format, rows, c, nope, x});
   if (shape.format != RowFormat::f32) backend.run(RoundBf16Params{rows, c, nope, x});
 }
 

@@ -7,13 +7,15 @@
 
 namespace hadal {
 
+bool nothing_to_choose(const Forward& f, std::span<const std::int64_t> visible) {
+  return *std::max_element(visible.begin(), visible.end()) <= f.config.index_topk;
+}
+
 const std::int32_t* select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, const float* x,
                                 const float* qr, std::span<const std::int64_t> visible) {
+  if (nothing_to_choose(f, visible) && f.tap == nullptr) return nullptr;
   const std::int64_t heads = f.config.index_n_heads, dim = f.config.index_head_dim, n = f.n_tokens();
-  const std::int64_t top_k = f.config.index_topk;
-  const std::int64_t most = *std::max_element(visible.begin(), visible.end());
-  if (most <= top_k && f.tap == nullptr) return nullptr;  // nothing to choose from
-  auto* selected = f.arena.take<std::int32_t>(n * top_k);
+  auto* selected = f.arena.take<std::int32_t>(n * f.config.index_topk);
   const Arena::Scope scope(f.arena);
 
   float* q = f.arena.take<float>(n * heads * dim);
@@ -31,7 +33,16 @@ const std::int32_t* select_rows(const Forward& f, std::int64_t block, const Inde
       static_cast<float>(1 / (std::sqrt(static_cast<double>(dim)) * std::sqrt(static_cast<double>(heads))));
   f.backend.run(ScaleParams{n * heads, scale, weights});
   f.watch("attn.indexer.weights", weights, {n, heads});
+  choose_rows(f, block, q, weights, visible, selected);
+  f.watch("attn.indexer.topk", selected, {n, f.config.index_topk});
+  return selected;
+}
 
+void choose_rows(const Forward& f, std::int64_t block, const float* q, const float* weights,
+                 std::span<const std::int64_t> visible, std::int32_t* selected) {
+  const Arena::Scope scope(f.arena);
+  const std::int64_t heads = f.config.index_n_heads, dim = f.config.index_head_dim;
+  const std::int64_t top_k = f.config.index_topk;
   const RowsLayout& rows = f.segments[0].state->layout().blocks[static_cast<std::size_t>(block)].index_rows;
   for (const Segment& s : f.segments) {
     const auto seen = visible.subspan(static_cast<std::size_t>(s.begin), static_cast<std::size_t>(s.count));
@@ -51,8 +62,6 @@ const std::int32_t* select_rows(const Forward& f, std::int64_t block, const Inde
     f.backend.run(IndexScoresParams{s.count, heads, dim, own_q, own_weights, paged, seen, stride, scores});
     f.watch("attn.indexer.scores", scores, {s.count, stride});
   }
-  f.watch("attn.indexer.topk", selected, {n, top_k});
-  return selected;
 }
 
 }  // namespace hadal

@@ -12,4 +12,10 @@ namespace hadal {
 const std::int32_t* select_rows(const Forward& f, std::int64_t block, const IndexerWeights& w, const float* x,
                                 const float* qr, std::span<const std::int64_t> visible);
 
+// The choice itself, from finished queries [T, heads, dim] and weights [T, heads].
+void choose_rows(const Forward& f, std::int64_t block, const float* q, const float* weights,
+                 std::span<const std::int64_t> visible, std::int32_t* selected);
+// Whether no token sees more than index_topk rows. Then, unless somebody watches, nothing needs to be scored.
+bool nothing_to_choose(const Forward& f, std::span<const std::int64_t> visible);
+
 }  // namespace hadal

@@ -210,7 +210,7 @@ Drawn Generator::draw(const Config& config, const ParameterInfo& info, StoredTen
   if (drawn.tensor.dtype == DType::f8_e4m3 || drawn.tensor.dtype == DType::i8) {
     drawn.law = drawn.tensor.dtype == DType::i8 ? Law::fp4_codes : Law::fp8_codes;
     drawn.codes = codes(format, fan_in);
-  } else if (drawn.tensor.dtype == DType::f8_e8m0) {
+  } else if (drawn.tensor.dtype == DType::f8_e8m0 || drawn.tensor.name.ends_with("weight_scale_inv")) {
     drawn.law = Law::block_scales;
     drawn.codes = codes(format, fan_in);
   }
@@ -284,6 +284,16 @@ void Generator::fill(const Drawn& drawn, std::int64_t begin, std::int64_t end, s
         return pairs;
       });
     case Law::block_scales:
+      if (drawn.tensor.dtype == DType::f32) {  // V3.2: the same powers of two
+        return fill_groups<8>(begin, end, out, [&](std::int64_t group) {
+          const std::uint64_t word = random[group];
+          std::array<float, 8> scales;
+          for (std::size_t i = 0; i < 8; ++i)
+            scales[i] =
+                std::ldexp(1.0F, drawn.codes->exponent - 1 + static_cast<int>(byte_of(word, i) * 3 >> 8));
+          return scales;
+        });
+      }
       return fill_groups<8>(begin, end, out, [&](std::int64_t group) {
         const std::uint64_t word = random[group];
         std::array<std::uint8_t, 8> scales;

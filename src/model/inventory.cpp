@@ -55,45 +55,20 @@ ParameterCount count_parameters(const Config& config) {
 CacheCost cache_cost(const Config& config) {
   CacheCost cost;
   const std::int64_t plain = config.head_dim - config.qk_rope_head_dim;
-  cost.row_bytes = (plain + plain / 64 + 2 * config.qk_rope_head_dim + 7) / 8 * 8;
-  cost.index_row_bytes = config.index_head_dim / 2 + config.index_head_dim / 32;
+  if (config.v32) {  // FP8, a float32 scale per 128
+    cost.row_bytes = plain + plain / 128 * 4 + 2 * config.qk_rope_head_dim;
+    cost.index_row_bytes = config.index_head_dim + config.index_head_dim / 128 * 4;
+  } else {
+    cost.row_bytes = (plain + plain / 64 + 2 * config.qk_rope_head_dim + 7) / 8 * 8;
+    cost.index_row_bytes = config.index_head_dim / 2 + config.index_head_dim / 32;
+  }
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     cost.bytes_per_sequence += config.sliding_window * cost.row_bytes;
     const AttentionKind kind = config.attention_kind(layer);
     if (kind == AttentionKind::sliding) continue;
-    const std::int64_t rows = cost.row_bytes + (kind == AttentionKind::csa ? cost.index_row_bytes : 0);
+    const std::int64_t rows = cost.row_bytes + (kind == AttentionKind::hca ? 0 : cost.index_row_bytes);
     cost.bytes_per_token += static_cast<double>(rows) / static_cast<double>(config.compress_ratio(layer));
   }
-  return cost;
-}
-
-ParameterCount count_parameters(const BaselineV32& c) {
-  const std::int64_t d = c.hidden_size, heads = c.num_attention_heads;
-  const std::int64_t attention =
-      c.q_lora_rank * d + c.q_lora_rank + heads * (c.qk_nope_head_dim + c.qk_rope_head_dim) * c.q_lora_rank +
-      (c.kv_lora_rank + c.qk_rope_head_dim) * d + c.kv_lora_rank +
-      heads * (c.qk_nope_head_dim + c.v_head_dim) * c.kv_lora_rank + d * heads * c.v_head_dim;
-  // wq_b, wk with its LayerNorm, weights_proj
-  const std::int64_t indexer = c.index_n_heads * c.index_head_dim * c.q_lora_rank + c.index_head_dim * d +
-                               2 * c.index_head_dim + c.index_n_heads * d;
-  const std::int64_t layer = attention + indexer + 2 * d;
-  const std::int64_t router = c.n_routed_experts * d + c.n_routed_experts;
-  const std::int64_t expert = 3 * d * c.moe_intermediate_size;
-  const std::int64_t dense = 3 * d * c.intermediate_size;
-  const std::int64_t moe_layers = c.num_hidden_layers - c.first_k_dense_replace;
-  const std::int64_t common = c.num_hidden_layers * layer + c.first_k_dense_replace * dense +
-                              moe_layers * (router + expert) + d + c.vocab_size * d;  // with the head
-  ParameterCount count;
-  count.total = common + moe_layers * c.n_routed_experts * expert + c.vocab_size * d;
-  count.active = common + moe_layers * c.num_experts_per_tok * expert;
-  return count;
-}
-
-CacheCost cache_cost(const BaselineV32& c) {
-  CacheCost cost;
-  cost.row_bytes = c.kv_lora_rank + c.kv_lora_rank / 128 * 4 + 2 * c.qk_rope_head_dim;  // FP32 scale per 128
-  cost.index_row_bytes = c.index_head_dim + 4;                                          // FP8, one FP32 scale
-  cost.bytes_per_token = static_cast<double>(c.num_hidden_layers * (cost.row_bytes + cost.index_row_bytes));
   return cost;
 }
 

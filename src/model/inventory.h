@@ -36,7 +36,7 @@ struct ParameterCount {
 ParameterCount count_parameters(const Config& config);
 
 // The cache of a sequence in the published formats (report, section 2.3.4): FP8 rows with BF16 rotary dims,
-// FP4 index rows. MTP blocks are left out.
+// FP4 index rows. Of V3.2: FP8 rows with float32 scales. MTP blocks are left out.
 struct CacheCost {
   std::int64_t row_bytes = 0;           // of a window or compressed row, padded to 8 bytes
   std::int64_t index_row_bytes = 0;     // of an index row
@@ -48,29 +48,5 @@ struct CacheCost {
   }
 };
 CacheCost cache_cost(const Config& config);
-
-// DeepSeek-V3.2, the baseline of the published comparison, as far as it can be counted from its config.
-struct BaselineV32 {
-  std::int64_t num_hidden_layers = 61;
-  std::int64_t first_k_dense_replace = 3;
-  std::int64_t hidden_size = 7168;
-  std::int64_t intermediate_size = 18432;  // of the dense layers
-  std::int64_t moe_intermediate_size = 2048;
-  std::int64_t n_routed_experts = 256;
-  std::int64_t num_experts_per_tok = 8;
-  std::int64_t num_attention_heads = 128;
-  std::int64_t q_lora_rank = 1536;
-  std::int64_t kv_lora_rank = 512;
-  std::int64_t qk_nope_head_dim = 128;
-  std::int64_t qk_rope_head_dim = 64;
-  std::int64_t v_head_dim = 128;
-  std::int64_t index_n_heads = 64;
-  std::int64_t index_head_dim = 128;
-  std::int64_t index_topk = 2048;
-  std::int64_t vocab_size = 129280;
-  std::int64_t max_position_embeddings = 163840;
-};
-ParameterCount count_parameters(const BaselineV32& config);
-CacheCost cache_cost(const BaselineV32& config);
 
 }  // namespace hadal

@@ -12,6 +12,7 @@
 
 #include "base/buffer.h"
 #include "base/check.h"
+#include "model/mla.h"
 #include "model/streamed_weights.h"
 #include "tensor/codec.h"
 
@@ -24,15 +25,15 @@ bool has_scale_name(std::string_view name) {
 
 using Names = std::set<std::string, std::less<>>;
 
-// "layers.3.attn.wq_a.weight" -> "attn.wq_a"; of the MTP blocks "mtp.attn.wq_a"; of all experts
-// "ffn.experts.w1".
+// "layers.3.attn.wq_a.weight" -> "attn.wq_a", "model.layers.3.mlp.gate.weight" -> "mlp.gate"; of the MTP
+// blocks "mtp.attn.wq_a"; of all experts "ffn.experts.w1".
 std::string name_in_layer(std::string_view name) {
   std::string out;
   while (!name.empty()) {
     const std::string_view part = name.substr(0, name.find('.'));
     name.remove_prefix(std::min(name.size(), part.size() + 1));
     const bool number = part.find_first_not_of("0123456789") == part.npos;
-    if (number || part == "layers" || part == "weight") continue;
+    if (number || part == "model" || part == "layers" || part == "weight") continue;
     if (!out.empty()) out += '.';
     out += part;
   }
@@ -43,8 +44,13 @@ std::string name_in_layer(std::string_view name) {
 class Binder {
  public:
   Binder(const Config& config, const Checkpoint& checkpoint, std::vector<Buffer<float>>& vectors,
-         std::vector<Buffer<std::int32_t>>& tables, Names& names)
-      : config_(config), checkpoint_(checkpoint), vectors_(vectors), tables_(tables), names_(names) {}
+         std::vector<Buffer<std::int32_t>>& tables, std::vector<Buffer<std::uint8_t>>& scales, Names& names)
+      : config_(config),
+        checkpoint_(checkpoint),
+        vectors_(vectors),
+        tables_(tables),
+        scales_(scales),
+        names_(names) {}
 
   void operator()(Linear& slot, const ParameterInfo& info) {
     const TensorRef* tensor = find(info);
@@ -86,6 +92,12 @@ class Binder {
     if (scale == nullptr)
       return problem(fmt::format("'{}' is missing: '{}' is {} and needs its scales", name, info.name,
                                  to_string(tensor->dtype)));
+    if (config_.v32 && scale->dtype == DType::f32) {
+      const Shape blocks = scale_shape(slot.format, slot.out, slot.in);
+      if (scale->shape != blocks) return wrong_shape(name, *scale, blocks);
+      slot.scale = narrow_scales(name, *scale);
+      return;
+    }
     if (scale->dtype != DType::f8_e8m0) {
       return problem(fmt::format("'{}' is {}, expected F8_E8M0", name, to_string(scale->dtype)));
     }
@@ -173,7 +185,10 @@ class Binder {
                                                                    problems_ - 1, problems_ == 2 ? "" : "s"));
     }
     if (skipped > 0 && notice) {
-      notice(fmt::format("the DSpark drafter of this release ({} tensors under mtp.*) is not used", skipped));
+      notice(config_.v32
+                 ? fmt::format("the MTP layer of this release ({} tensors) is not used", skipped)
+                 : fmt::format("the DSpark drafter of this release ({} tensors under mtp.*) is not used",
+                               skipped));
     }
     return {};
   }
@@ -191,13 +206,33 @@ class Binder {
     if (tensor == nullptr) problem(fmt::format("'{}' is missing", info.name));
     return tensor;
   }
+  // V3.2's scales are powers of two in float32 (scale_fmt ue8m0), kept here as the bytes that they are.
+  const std::uint8_t* narrow_scales(const std::string& name, const TensorRef& tensor) {
+    auto bytes = Buffer<std::uint8_t>::uninitialised(static_cast<std::size_t>(tensor.elements()));
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+      std::uint32_t bits = 0;
+      std::memcpy(&bits, tensor.data + 4 * i, 4);
+      bytes[i] = static_cast<std::uint8_t>(bits >> 23);
+      if (bits << 9 != 0 || bits >> 31 != 0) {
+        problem(fmt::format("'{}' has a scale that is no power of two, and hadal runs only scale_fmt ue8m0",
+                            name));
+        break;
+      }
+    }
+    scales_.push_back(std::move(bytes));
+    return scales_.back().data();
+  }
   // A config without quantization_config does not promise this, whatever its tensors are.
   void check_input_blocks() {
     for (const auto& [name, value] :
          {std::pair<const char*, std::int64_t>{"hidden_size", config_.hidden_size},
           {"moe_intermediate_size", config_.moe_intermediate_size},
           {"q_lora_rank", config_.q_lora_rank},
-          {"o_groups * o_lora_rank", config_.o_groups * config_.o_lora_rank}}) {
+          config_.v32
+              ? std::pair<const char*, std::int64_t>{"num_attention_heads * v_head_dim",
+                                                     config_.num_attention_heads * config_.v32->v_head_dim}
+              : std::pair<const char*, std::int64_t>{"o_groups * o_lora_rank",
+                                                     config_.o_groups * config_.o_lora_rank}}) {
       if (value % 128 == 0) continue;
       problem(
           fmt::format("there are FP8 or FP4 weights, but {} is {}, not a multiple of 128, the block in which "
@@ -220,6 +255,7 @@ class Binder {
   const Checkpoint& checkpoint_;
   std::vector<Buffer<float>>& vectors_;
   std::vector<Buffer<std::int32_t>>& tables_;
+  std::vector<Buffer<std::uint8_t>>& scales_;
   Names& names_;
   Names used_;
   std::string first_;
@@ -243,7 +279,9 @@ struct Model::Impl {
   Weights weights;
   std::vector<Buffer<float>> vectors;
   std::vector<Buffer<std::int32_t>> tables;
-  Names names;  // what Linear::name points into
+  std::vector<Buffer<std::uint8_t>> scales;  // of V3.2
+  std::vector<Buffer<std::byte>> absorbed;   // of V3.2, by layer
+  Names names;                               // what Linear::name points into
   StateLayout f32_layout, compact_layout;
   RotaryFrequencies sliding, compress;
   bool quantised = false;
@@ -262,10 +300,18 @@ Result<Model> Model::bind(Config config, Checkpoint checkpoint, const Notice& no
     config.num_nextn_predict_layers = 0;
   }
   auto impl = std::make_unique<Impl>(std::move(config), std::move(checkpoint));
-  Binder binder(impl->config, impl->checkpoint, impl->vectors, impl->tables, impl->names);
+  Binder binder(impl->config, impl->checkpoint, impl->vectors, impl->tables, impl->scales, impl->names);
   for_each_parameter(impl->config, impl->weights, binder);
   HADAL_RETURN_IF_ERROR(binder.finish(notice));
   impl->quantised = binder.quantised();
+  if (impl->config.v32) {
+    if (memory.bytes > 0) {
+      return fail(ErrorCode::unsupported,
+                  "DeepSeek-V3.2 runs with all weights mapped or in memory: leave the memory budget out");
+    }
+    for (BlockWeights& layer : impl->weights.layers)
+      impl->absorbed.push_back(absorb(*impl->config.v32, layer.mla));
+  }
   if (memory.bytes > 0) {
     HADAL_ASSIGN_OR_RETURN(impl->streamed,
                            StreamedWeights::take(impl->config, impl->f32_layout, impl->checkpoint, memory,

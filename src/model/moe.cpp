@@ -19,10 +19,23 @@ Routing route(const Forward& f, const MoeWeights& w, const float* x) {
   f.linear(w.gate, x, n, logits);
   float* scores = f.arena.take<float>(n * n_experts);
   const bool by_table = !w.tid2eid.values.empty();
-  f.backend.run(GateParams{n, n_experts, k, logits, by_table ? nullptr : w.bias.data(),
-                           by_table ? w.tid2eid.values.data() : nullptr, f.tokens,
-                           static_cast<float>(f.config.routed_scaling_factor), scores, routing.indices,
-                           routing.weights});
+  GateParams gate{n,
+                  n_experts,
+                  k,
+                  logits,
+                  by_table ? nullptr : w.bias.data(),
+                  by_table ? w.tid2eid.values.data() : nullptr,
+                  f.tokens,
+                  static_cast<float>(f.config.routed_scaling_factor),
+                  scores,
+                  routing.indices,
+                  routing.weights};
+  if (f.config.v32) {
+    gate.sigmoid = true;
+    gate.n_group = f.config.v32->n_group;
+    gate.topk_group = f.config.v32->topk_group;
+  }
+  f.backend.run(gate);
   f.watch("ffn.router.scores", scores, {n, n_experts});
   f.watch("ffn.router.indices", routing.indices, {n, k});
   f.watch("ffn.router.weights", routing.weights, {n, k});
@@ -104,6 +117,21 @@ Status moe(const Forward& f, std::int64_t block, const MoeWeights& w, const floa
   }
   f.watch("ffn.output", out, {f.n_tokens(), config.hidden_size});
   return {};
+}
+
+void dense_ffn(const Forward& f, const Expert& w, const float* x, float* out) {
+  f.backend.run(ExpertsParams{f.n_tokens(),
+                              f.config.hidden_size,
+                              w.w1.out,
+                              0,
+                              x,
+                              nullptr,
+                              nullptr,
+                              {},
+                              &w,
+                              static_cast<float>(f.config.swiglu_limit),
+                              f.rounding(),
+                              out});
 }
 
 void prefetch_hash_routed(const Forward& f) {

@@ -51,6 +51,7 @@ bool is_indexer(const ParameterInfo& info) {
 std::string scale_name(std::string_view weight_name) {
   constexpr std::string_view kSuffix = ".weight";
   HADAL_CHECK(weight_name.ends_with(kSuffix));
+  if (weight_name.starts_with("model.")) return std::string(weight_name) + "_scale_inv";
   return std::string(weight_name.substr(0, weight_name.size() - kSuffix.size())) + ".scale";
 }
 
@@ -71,6 +72,7 @@ std::vector<StoredTensor> stored_tensors(const Config& config, const ParameterIn
   const auto linear = [&](Linear::Format published) -> std::vector<StoredTensor> {
     if (format != StorageFormat::published) return plain(DType::bf16);
     const std::int64_t out = info.shape[0], in = info.shape[1];
+    const DType scale = config.v32 ? DType::f32 : DType::f8_e8m0;  // V3.2: powers of two in float32
     switch (published) {
       case Linear::Format::f32:
         return plain(DType::f32);
@@ -80,7 +82,7 @@ std::vector<StoredTensor> stored_tensors(const Config& config, const ParameterIn
         return plain(DType::bf16);
       case Linear::Format::fp8:
         return {{info.name, DType::f8_e4m3, {out, in}},
-                {scale_name(info.name), DType::f8_e8m0, scale_shape(published, out, in)}};
+                {scale_name(info.name), scale, scale_shape(published, out, in)}};
       case Linear::Format::fp4:
         return {{info.name, DType::i8, {out, in / 2}},
                 {scale_name(info.name), DType::f8_e8m0, scale_shape(published, out, in)}};
@@ -115,6 +117,10 @@ std::vector<StoredTensor> stored_tensors(const Config& config, const ParameterIn
 }
 
 ExtraTensor classify_extra(const Config& config, std::string_view name) {
+  if (config.v32) {  // the MTP layer lies behind the last one
+    const std::string mtp = "model.layers." + std::to_string(config.num_hidden_layers) + ".";
+    return name.starts_with(mtp) ? ExtraTensor::drafter : ExtraTensor::unknown;
+  }
   if (!name.starts_with("mtp.")) return ExtraTensor::unknown;
   if (config.has_dspark) return ExtraTensor::drafter;
   // As published (emb.tok_emb) and as some converters rename it.

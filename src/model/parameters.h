@@ -88,6 +88,24 @@ struct AttentionWeights {
   CompressorWeights compressor;  // csa and hca layers
   IndexerWeights indexer;        // csa layers
 };
+// Of DeepSeek-V3.2 (src/model/mla.h).
+struct DsaIndexerWeights {
+  Linear wq_b;                 // [index heads * dim, q_lora]
+  Linear wk;                   // [dim, d]
+  Vector k_norm, k_norm_bias;  // [dim]: a LayerNorm
+  Linear weights_proj;         // [index heads, d]
+};
+struct MlaWeights {
+  Linear q_a_proj;                // [q_lora, d]
+  Vector q_a_layernorm;           // [q_lora]
+  Linear q_b_proj;                // [H*(nope+rope), q_lora]
+  Linear kv_a_proj;               // [kv_lora+rope, d], kv_a_proj_with_mqa
+  Vector kv_a_layernorm;          // [kv_lora]
+  Linear kv_b_proj;               // [H*(nope+v), kv_lora]; runs as the two parts below
+  Linear o_proj;                  // [d, H*v]
+  Linear absorbed_q, absorbed_v;  // [H*kv_lora, nope], [H*v, kv_lora]: made at load (src/model/absorb.h)
+  DsaIndexerWeights indexer;
+};
 struct MoeWeights {
   Linear gate;        // [E, d]
   Vector bias;        // [E], learned routing
@@ -100,6 +118,8 @@ struct BlockWeights {
   Vector attn_norm, ffn_norm;  // [d]
   AttentionWeights attn;
   MoeWeights ffn;
+  MlaWeights mla;  // V3.2, instead of attn
+  Expert dense;    // V3.2, instead of ffn in its first layers
 };
 struct MtpWeights {
   BlockWeights block;
@@ -237,13 +257,95 @@ class Walk {
   std::int64_t block_ = -1;
 };
 
+// The same for DeepSeek-V3.2, by its published names. Its MTP layer is left out.
+template <class Visitor>
+class WalkV32 {
+ public:
+  WalkV32(const Config& config, Visitor& visit) : c_(config), visit_(visit) {}
+
+  void model(Weights& w) {
+    const auto d = c_.hidden_size;
+    emit(w.embed, "model.embed_tokens.weight", {c_.vocab_size, d}, Role::embedding);
+    emit(w.head, "lm_head.weight", {c_.vocab_size, d}, Role::head);
+    emit(w.norm, "model.norm.weight", {d}, Role::norm);
+    w.layers.resize(static_cast<std::size_t>(c_.num_hidden_layers));
+    for (std::size_t i = 0; i < w.layers.size(); ++i) {
+      block_ = static_cast<std::int64_t>(i);
+      const std::string p = "model.layers." + std::to_string(i) + ".";
+      emit(w.layers[i].attn_norm, p + "input_layernorm.weight", {d}, Role::norm);
+      attention(w.layers[i].mla, p + "self_attn.");
+      emit(w.layers[i].ffn_norm, p + "post_attention_layernorm.weight", {d}, Role::norm);
+      if (c_.dense_ffn(block_)) {
+        expert(w.layers[i].dense, p + "mlp.", Role::shared_expert, c_.v32->intermediate_size);
+      } else {
+        moe(w.layers[i].ffn, p + "mlp.");
+      }
+    }
+    block_ = -1;
+  }
+
+ private:
+  template <class Slot>
+  void emit(Slot& slot, std::string name, Shape shape, Role role, std::int64_t expert = -1) {
+    visit_(slot, ParameterInfo{std::move(name), std::move(shape), role, block_, expert});
+  }
+
+  void attention(MlaWeights& w, const std::string& p) {
+    const auto d = c_.hidden_size, heads = c_.num_attention_heads, rope = c_.qk_rope_head_dim;
+    const V32Config& v = *c_.v32;
+    emit(w.q_a_proj, p + "q_a_proj.weight", {c_.q_lora_rank, d}, Role::attention_projection);
+    emit(w.q_a_layernorm, p + "q_a_layernorm.weight", {c_.q_lora_rank}, Role::norm);
+    emit(w.q_b_proj, p + "q_b_proj.weight", {heads * (v.qk_nope_head_dim + rope), c_.q_lora_rank},
+         Role::attention_projection);
+    emit(w.kv_a_proj, p + "kv_a_proj_with_mqa.weight", {v.kv_lora_rank + rope, d},
+         Role::attention_projection);
+    emit(w.kv_a_layernorm, p + "kv_a_layernorm.weight", {v.kv_lora_rank}, Role::norm);
+    emit(w.kv_b_proj, p + "kv_b_proj.weight", {heads * (v.qk_nope_head_dim + v.v_head_dim), v.kv_lora_rank},
+         Role::attention_projection);
+    emit(w.o_proj, p + "o_proj.weight", {d, heads * v.v_head_dim}, Role::attention_projection);
+    const auto index_dim = c_.index_head_dim;
+    emit(w.indexer.wq_b, p + "indexer.wq_b.weight", {c_.index_n_heads * index_dim, c_.q_lora_rank},
+         Role::attention_projection);
+    emit(w.indexer.wk, p + "indexer.wk.weight", {index_dim, d}, Role::attention_projection);
+    emit(w.indexer.k_norm, p + "indexer.k_norm.weight", {index_dim}, Role::norm);
+    emit(w.indexer.k_norm_bias, p + "indexer.k_norm.bias", {index_dim},
+         Role::router_bias);  // as small, as F32
+    emit(w.indexer.weights_proj, p + "indexer.weights_proj.weight", {c_.index_n_heads, d},
+         Role::index_weights);
+  }
+
+  void expert(Expert& w, const std::string& p, Role role, std::int64_t inter, std::int64_t index = -1) {
+    const auto d = c_.hidden_size;
+    emit(w.w1, p + "gate_proj.weight", {inter, d}, role, index);
+    emit(w.w2, p + "down_proj.weight", {d, inter}, role, index);
+    emit(w.w3, p + "up_proj.weight", {inter, d}, role, index);
+  }
+
+  void moe(MoeWeights& w, const std::string& p) {
+    emit(w.gate, p + "gate.weight", {c_.n_routed_experts, c_.hidden_size}, Role::router);
+    emit(w.bias, p + "gate.e_score_correction_bias", {c_.n_routed_experts}, Role::router_bias);
+    w.experts.resize(static_cast<std::size_t>(c_.n_routed_experts));
+    for (std::size_t e = 0; e < w.experts.size(); ++e) {
+      expert(w.experts[e], p + "experts." + std::to_string(e) + ".", Role::expert, c_.moe_intermediate_size,
+             static_cast<std::int64_t>(e));
+    }
+    expert(w.shared, p + "shared_experts.", Role::shared_expert, c_.moe_intermediate_size);
+  }
+
+  const Config& c_;
+  Visitor& visit_;
+  std::int64_t block_ = -1;
+};
+
 }  // namespace parameters_detail
 
 // Calls visit(slot, info) for every parameter; slot is the Linear&, Vector& or HashTable& in `weights` that
 // holds it (sized by the walk).
 template <class Visitor>
 void for_each_parameter(const Config& config, Weights& weights, Visitor&& visit) {
-  parameters_detail::Walk<std::remove_reference_t<Visitor>>(config, visit).model(weights);
+  using V = std::remove_reference_t<Visitor>;
+  if (config.v32) return parameters_detail::WalkV32<V>(config, visit).model(weights);
+  parameters_detail::Walk<V>(config, visit).model(weights);
 }
 
 // The stored tensors of a parameter: itself and, for a quantised linear, its scales.
@@ -258,7 +360,8 @@ enum class StorageFormat : std::uint8_t { published, bf16, f32 };
 std::vector<StoredTensor> stored_tensors(const Config& config, const ParameterInfo& info,
                                          StorageFormat format);
 
-// "layers.3.attn.wq_a.weight" -> "layers.3.attn.wq_a.scale"
+// "layers.3.attn.wq_a.weight" -> "layers.3.attn.wq_a.scale"; of V3.2, whose names begin with "model.",
+// "...weight_scale_inv"
 std::string scale_name(std::string_view weight_name);
 // [ceil(out/128), ceil(in/128)] or [out, in/32].
 Shape scale_shape(Linear::Format format, std::int64_t out, std::int64_t in);

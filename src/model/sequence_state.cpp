@@ -62,6 +62,7 @@ class Words {
 constexpr std::uint64_t kFloatBits = 0x807fffff807fffff, kHalves = 0x3f0000003f000000;
 constexpr std::uint64_t kBf16Bits = 0x807f807f807f807f, kBf16Halves = 0x3f003f003f003f00;
 constexpr std::uint64_t kE4m3Bits = 0xbfbfbfbfbfbfbfbf, kOnes = 0x7f7f7f7f7f7f7f7f;
+constexpr std::uint64_t kFloatOnes = 0x3f8000003f800000;
 
 void fill_rows(const RowShape& shape, std::int64_t n, std::byte* rows, Words& words) {
   switch (shape.format) {
@@ -72,6 +73,13 @@ void fill_rows(const RowShape& shape, std::int64_t n, std::byte* rows, Words& wo
       for (std::byte* row = rows; row < rows + n * shape.bytes(); row += shape.bytes()) {
         words.fill(row, shape.codes(), kE4m3Bits, 0);
         words.fill(row + shape.scales_at(), shape.codes() / 64, 0, kOnes);
+        words.fill(row + shape.rope_at(), 2 * shape.rope_dim, kBf16Bits, kBf16Halves);
+      }
+      break;
+    case RowFormat::fp8_f32:
+      for (std::byte* row = rows; row < rows + n * shape.bytes(); row += shape.bytes()) {
+        words.fill(row, shape.codes(), kE4m3Bits, 0);
+        words.fill(row + shape.scales_at(), shape.codes() / 32, 0, kFloatOnes);
         words.fill(row + shape.rope_at(), 2 * shape.rope_dim, kBf16Bits, kBf16Halves);
       }
       break;
@@ -112,8 +120,10 @@ Result<StateFormat> choose_state_format(std::string_view name, bool quantised_ro
 StateLayout::StateLayout(const Config& config, StateFormat wanted)
     : format(wanted), window_rows(config.sliding_window) {
   const bool compact = format == StateFormat::compact;
-  row = {compact ? RowFormat::fp8_bf16 : RowFormat::f32, config.head_dim, config.qk_rope_head_dim};
-  const RowShape index_row = {compact ? RowFormat::fp4_tiles : RowFormat::f32, config.index_head_dim, 0};
+  const RowFormat narrow = config.v32 ? RowFormat::fp8_f32 : RowFormat::fp8_bf16;
+  const RowFormat index_narrow = config.v32 ? RowFormat::fp8_f32 : RowFormat::fp4_tiles;
+  row = {compact ? narrow : RowFormat::f32, config.head_dim, config.qk_rope_head_dim};
+  const RowShape index_row = {compact ? index_narrow : RowFormat::f32, config.index_head_dim, 0};
 
   const auto take = [](std::int64_t& used, std::int64_t bytes) {
     const std::int64_t offset = used;
@@ -138,14 +148,12 @@ StateLayout::StateLayout(const Config& config, StateFormat wanted)
     block.kind = config.attention_kind(b);
     block.window = take(fixed_bytes, window_rows * row.bytes());
     const std::int64_t ratio = config.compress_ratio(b);
-    if (block.kind != AttentionKind::sliding) {
-      block.tail = tail(ratio, config.head_dim);
-      block.rows = rows(ratio, row);
-    }
-    if (block.kind == AttentionKind::csa) {
-      block.index_tail = tail(ratio, config.index_head_dim);
-      block.index_rows = rows(ratio, index_row);
-    }
+    const bool indexed = block.kind == AttentionKind::csa || block.kind == AttentionKind::dsa;
+    const bool compresses = ratio > 1;
+    if (compresses) block.tail = tail(ratio, config.head_dim);
+    if (ratio > 0) block.rows = rows(ratio, row);
+    if (indexed && compresses) block.index_tail = tail(ratio, config.index_head_dim);
+    if (indexed) block.index_rows = rows(ratio, index_row);
     blocks.push_back(block);
   }
   std::vector<std::int64_t> shape = {static_cast<std::int64_t>(format),

@@ -35,6 +35,11 @@ Status check_numerics(const Model& model, Numerics numerics, Backend& backend) {
                     "out, or use fewer layers",
                     backend.name()));
   }
+  if (model.config().v32 && !backend.memory().on_host()) {
+    return fail(
+        ErrorCode::unsupported,
+        fmt::format("DeepSeek-V3.2, the baseline, runs on CPUs, not on the backend {}", backend.name()));
+  }
   if (Memory& memory = backend.memory(); !memory.on_host()) {
     const std::size_t needed = PlacedWeights::bytes(model), free = memory.available();
     if (needed > free) {

@@ -23,6 +23,11 @@ void Backend::run(const RmsNormParams& p) {
   if (p.rows > 0) dispatch(&Backend::rms_norm, p);
 }
 
+void Backend::run(const LayerNormParams& p) {
+  HADAL_CHECK(p.rows >= 0 && p.dim > 0 && p.weight != nullptr && p.bias != nullptr);
+  if (p.rows > 0) dispatch(&Backend::layer_norm, p);
+}
+
 void Backend::run(const LinearParams& p) {
   HADAL_CHECK(p.n_tokens >= 0 && p.weight != nullptr && p.weight->weight != nullptr);
   HADAL_CHECK(p.groups > 0 && p.weight->out % p.groups == 0);
@@ -104,6 +109,7 @@ void Backend::run(const SparseAttentionParams& p) {
               (!p.segments.empty() && p.segments.back().begin + p.segments.back().count == p.n_tokens));
   HADAL_CHECK(p.visible.empty() || static_cast<std::int64_t>(p.visible.size()) == p.n_tokens);
   HADAL_CHECK(p.window_rows > 0 || !p.visible.empty());
+  HADAL_CHECK(p.values() <= p.row.dim);
   if (p.n_tokens > 0) dispatch(&Backend::sparse_attention, p);
 }
 
@@ -125,11 +131,12 @@ void Backend::run(const HcHeadParams& p) {
 void Backend::run(const GateParams& p) {
   HADAL_CHECK((p.bias == nullptr) != (p.table == nullptr) && p.k > 0 && p.k <= p.n_experts);
   HADAL_CHECK(p.table == nullptr || static_cast<std::int64_t>(p.tokens.size()) == p.n_tokens);
+  HADAL_CHECK(p.n_group == 1 || (p.table == nullptr && p.n_experts % p.n_group == 0));
   if (p.n_tokens > 0) dispatch(&Backend::gate, p);
 }
 
 void Backend::run(const ExpertsParams& p) {
-  HADAL_CHECK(p.k > 0 && static_cast<std::int64_t>(p.experts.size()) >= p.k);
+  HADAL_CHECK(static_cast<std::int64_t>(p.experts.size()) >= p.k && (p.k > 0 || p.shared != nullptr));
   if (p.n_tokens > 0) dispatch(&Backend::experts, p);
 }
 

@@ -42,6 +42,7 @@ class Backend {
 
   void run(const EmbedParams& p);
   void run(const RmsNormParams& p);
+  void run(const LayerNormParams& p);
   void run(const LinearParams& p);
   void run(const AnglesParams& p);
   void run(const RopeParams& p);
@@ -66,6 +67,7 @@ class Backend {
  private:
   virtual void embed(const EmbedParams& p) = 0;
   virtual void rms_norm(const RmsNormParams& p) = 0;
+  virtual void layer_norm(const LayerNormParams& p) = 0;
   virtual void linear(const LinearParams& p) = 0;
   virtual void angles(const AnglesParams& p) = 0;
   virtual void rope(const RopeParams& p) = 0;

@@ -5,6 +5,7 @@
 // every backend to it.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -32,6 +33,18 @@ struct RmsNormParams {
   float* out = nullptr;  // [rows, dim]
 };
 
+// out[r] = (x[r] - mean(x[r])) / sqrt(variance(x[r]) + eps) * weight + bias (V3.2's indexer keys). In place
+// when out == x.
+struct LayerNormParams {
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;
+  const float* x = nullptr;       // [rows, dim]
+  const float* weight = nullptr;  // [dim]
+  const float* bias = nullptr;    // [dim]
+  float eps = 1e-6F;
+  float* out = nullptr;  // [rows, dim]
+};
+
 // y[t] = W x[t]. With groups > 1 W is [groups * out_g, in], x is [T, groups * in] and row r of W meets the
 // r / out_g-th part of x (the grouped output projection).
 struct LinearParams {
@@ -51,8 +64,11 @@ struct AnglesParams {
   float* sin = nullptr;                     // [T, r/2]
 };
 
-// Rotates the last rope_dim entries of every head by the angle of its token: pairs (2i, 2i+1).
+// Rotates rope_dim entries of every head by the angle of its token: the last ones in pairs (2i, 2i+1) or, in
+// V3.2's indexer, the first ones in pairs (i, i + r/2).
 struct RopeParams {
+  enum class Pairs : std::uint8_t { last_adjacent, first_halves };
+
   std::int64_t n_tokens = 0;
   std::int64_t heads = 1;
   std::int64_t dim = 0;        // of a head
@@ -61,6 +77,7 @@ struct RopeParams {
   const float* sin = nullptr;  // [T, r/2]
   bool inverse = false;        // by minus the angle
   float* x = nullptr;          // [T, heads, dim], in place
+  Pairs pairs = Pairs::last_adjacent;
 };
 
 // Rounds x to what the cache stores and back: E4M3 in blocks of 64 over the first `quantised_dim` entries of
@@ -179,7 +196,7 @@ struct IndexScoresParams {
   std::int64_t dim = 0;
   const float* q = nullptr;               // [T, heads, dim]
   const float* weights = nullptr;         // [T, heads]
-  PagedRows rows;                         // f32 or fp4_tiles
+  PagedRows rows;                         // f32, fp4_tiles or fp8_f32
   std::span<const std::int64_t> visible;  // [T]
   std::int64_t stride = 0;                // of scores
   float* scores = nullptr;                // [T, stride]
@@ -209,7 +226,8 @@ struct AttentionSegment {
 };
 
 // Attention of every head of a token over its rows (AttentionRows), which are keys and values at once, with a
-// sink in the denominator: the last w positions up to its own, then its compressed rows.
+// sink in the denominator: the last w positions up to its own, then its compressed rows. V3.2 has no window
+// and no sink, and of a row the first value_dim entries are the value.
 struct SparseAttentionParams {
   std::int64_t n_tokens = 0;
   std::int64_t heads = 0;
@@ -221,10 +239,15 @@ struct SparseAttentionParams {
   std::span<const std::int64_t> visible;       // [T] compressed rows that a token sees; empty: none
   std::int64_t k = 0;
   const std::int32_t* selected = nullptr;  // [T, k]: min(k, visible) of them, ascending; null: all
-  const float* sink = nullptr;             // [heads]
-  float* out = nullptr;                    // [T, heads, dim]
+  const float* sink = nullptr;             // [heads]; null: none
+  float* out = nullptr;                    // [T, heads, value_dim]
   // Queries, rows and the exponentials of scores rounded to BF16, sums in float32 (`int8` numerics).
   bool bf16 = false;
+  std::int64_t value_dim = 0;  // 0: dim
+  float scale = 0;             // of the scores; 0: dim^-1/2
+
+  std::int64_t values() const { return value_dim > 0 ? value_dim : row.dim; }
+  float score_scale() const { return scale > 0 ? scale : 1.0F / std::sqrt(static_cast<float>(row.dim)); }
 };
 
 // mHC before a sublayer: the mixes of a token (its normalised streams through fn) become the weights that
@@ -282,13 +305,20 @@ struct GateParams {
   const std::int32_t* table = nullptr;   // tid2eid [vocab, k]; null with a bias
   std::span<const std::int32_t> tokens;  // [T], used with a table
   float routed_scaling_factor = 1;
-  float* scores = nullptr;          // [T, E]: sqrt(softplus(logits))
+  float* scores = nullptr;          // [T, E]: sqrt(softplus(logits)), or their sigmoids
   std::int32_t* indices = nullptr;  // [T, k]
   float* weights = nullptr;         // [T, k]
+  // V3.2: sigmoids instead; and of n_group equal groups of experts only the topk_group best ones are chosen
+  // from, a group being as good as the sum of its two best affinities + bias (lowest group first among
+  // equals).
+  bool sigmoid = false;
+  std::int64_t n_group = 1;
+  std::int64_t topk_group = 1;
 };
 
 // out[t] = sum over the token's experts, by ascending id, of
 //   w2 @ (weight * silu(min(w1 @ x, L)) * clamp(w3 @ x, -L, L)), and last the shared expert with weight 1.
+// With k = 0 there is the shared one alone: V3.2's dense layers.
 struct ExpertsParams {
   std::int64_t n_tokens = 0;
   std::int64_t dim = 0;    // d

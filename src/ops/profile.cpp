@@ -28,6 +28,9 @@ OpWork work_of(const EmbedParams& p) {
 OpWork work_of(const RmsNormParams&) {
   return {"rms_norm", ""};
 }
+OpWork work_of(const LayerNormParams&) {
+  return {"layer_norm", ""};
+}
 OpWork work_of(const LinearParams& p) {
   return {"linear", p.weight->name, stored_bytes(*p.weight),
           2 * product(p.n_tokens, p.weight->out, p.weight->in)};
@@ -82,7 +85,7 @@ OpWork work_of(const SparseAttentionParams& p) {
               (p.selected != nullptr ? std::min(p.k, visible) : visible);
     }
   }
-  return {"sparse_attention", "", 0, 4 * product(rows, p.heads, p.row.dim)};
+  return {"sparse_attention", "", 0, 2 * product(rows, p.heads, p.row.dim + p.values())};
 }
 OpWork work_of(const HcPreParams&) {
   return {"hc_pre", ""};

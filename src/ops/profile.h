@@ -21,6 +21,7 @@ struct OpWork {
 };
 OpWork work_of(const EmbedParams& p);
 OpWork work_of(const RmsNormParams& p);
+OpWork work_of(const LayerNormParams& p);
 OpWork work_of(const LinearParams& p);
 OpWork work_of(const AnglesParams& p);
 OpWork work_of(const RopeParams& p);

@@ -10,6 +10,21 @@
 namespace hadal {
 namespace {
 
+void store_rope(const RowShape& shape, const float* row, std::byte* to) {
+  for (std::int64_t i = 0; i < shape.rope_dim; ++i) {
+    const std::uint16_t bits = f32_to_bf16(row[shape.codes() + i]);
+    std::memcpy(to + shape.rope_at() + 2 * i, &bits, sizeof(bits));
+  }
+}
+
+void load_rope(const RowShape& shape, const std::byte* from, float* row) {
+  for (std::int64_t i = 0; i < shape.rope_dim; ++i) {
+    std::uint16_t bits;
+    std::memcpy(&bits, from + shape.rope_at() + 2 * i, sizeof(bits));
+    row[shape.codes() + i] = bf16_to_f32(bits);
+  }
+}
+
 void store_fp8_bf16(const RowShape& shape, const float* row, std::byte* to) {
   std::array<float, 64> values;
   std::array<std::uint8_t, 64> codes;
@@ -19,10 +34,7 @@ void store_fp8_bf16(const RowShape& shape, const float* row, std::byte* to) {
     to[shape.scales_at() + i / 64] = std::byte{ref::quantise_e4m3_block(values.data(), 64, codes.data())};
     std::memcpy(to + i, codes.data(), codes.size());
   }
-  for (std::int64_t i = 0; i < shape.rope_dim; ++i) {
-    const std::uint16_t bits = f32_to_bf16(row[shape.codes() + i]);
-    std::memcpy(to + shape.rope_at() + 2 * i, &bits, sizeof(bits));
-  }
+  store_rope(shape, row, to);
 }
 
 void load_fp8_bf16(const RowShape& shape, const std::byte* from, float* row) {
@@ -30,11 +42,28 @@ void load_fp8_bf16(const RowShape& shape, const std::byte* from, float* row) {
     const float scale = e8m0_to_f32(std::to_integer<std::uint8_t>(from[shape.scales_at() + i / 64]));
     row[i] = e4m3_to_f32(std::to_integer<std::uint8_t>(from[i])) * scale;
   }
-  for (std::int64_t i = 0; i < shape.rope_dim; ++i) {
-    std::uint16_t bits;
-    std::memcpy(&bits, from + shape.rope_at() + 2 * i, sizeof(bits));
-    row[shape.codes() + i] = bf16_to_f32(bits);
+  load_rope(shape, from, row);
+}
+
+void store_fp8_f32(const RowShape& shape, const float* row, std::byte* to) {
+  std::array<float, 128> values;
+  std::array<std::uint8_t, 128> codes;
+  for (std::int64_t i = 0; i < shape.codes(); i += 128) {
+    std::copy_n(row + i, 128, values.data());
+    const float scale = e8m0_to_f32(ref::quantise_e4m3_block(values.data(), 128, codes.data()));
+    std::memcpy(to + i, codes.data(), codes.size());
+    std::memcpy(to + shape.scales_at() + i / 32, &scale, sizeof(scale));
   }
+  store_rope(shape, row, to);
+}
+
+void load_fp8_f32(const RowShape& shape, const std::byte* from, float* row) {
+  for (std::int64_t i = 0; i < shape.codes(); ++i) {
+    float scale;
+    std::memcpy(&scale, from + shape.scales_at() + i / 128 * 4, sizeof(scale));
+    row[i] = e4m3_to_f32(std::to_integer<std::uint8_t>(from[i])) * scale;
+  }
+  load_rope(shape, from, row);
 }
 
 // Where group g of row i of a tile lies, and the scale of its block b.
@@ -78,6 +107,9 @@ void store_row(const RowShape& shape, const float* row, std::byte* rows, std::in
     case RowFormat::fp8_bf16:
       store_fp8_bf16(shape, row, rows + i * shape.bytes());
       break;
+    case RowFormat::fp8_f32:
+      store_fp8_f32(shape, row, rows + i * shape.bytes());
+      break;
     case RowFormat::fp4_tiles:
       store_fp4(shape, row, rows + i / kTileRows * shape.tile_bytes(), i % kTileRows);
       break;
@@ -91,6 +123,9 @@ void load_row(const RowShape& shape, const std::byte* rows, std::int64_t i, floa
       break;
     case RowFormat::fp8_bf16:
       load_fp8_bf16(shape, rows + i * shape.bytes(), row);
+      break;
+    case RowFormat::fp8_f32:
+      load_fp8_f32(shape, rows + i * shape.bytes(), row);
       break;
     case RowFormat::fp4_tiles:
       load_fp4(shape, rows + i / kTileRows * shape.tile_bytes(), i % kTileRows, row);

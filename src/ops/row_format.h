@@ -13,6 +13,7 @@ enum class RowFormat : std::uint8_t {
   f32,        // dim floats
   fp8_bf16,   // attention rows: E4M3 codes, E8M0 scales of 64 each, the rope entries in BF16
   fp4_tiles,  // index rows: E2M1 codes, E8M0 scales of 32 each, interleaved in tiles of 16 rows
+  fp8_f32,    // both kinds of V3.2: E4M3 codes, float32 scales of 128 each, the rope entries in BF16
 };
 
 // Rows of a tile, and codes of a row that lie together in it: as many rows as a vector has 32-bit lanes, and
@@ -23,12 +24,14 @@ inline constexpr std::int64_t kGroupCodes = 8;
 struct RowShape {
   RowFormat format = RowFormat::f32;
   std::int64_t dim = 0;
-  std::int64_t rope_dim = 0;  // fp8_bf16: the last entries of the row
+  std::int64_t rope_dim = 0;  // fp8_bf16, fp8_f32: the last entries of the row
 
-  // fp8_bf16: where the parts of a row begin, in bytes. The codes come first.
+  // fp8_bf16, fp8_f32: where the parts of a row begin, in bytes. The codes come first.
   std::int64_t codes() const { return dim - rope_dim; }
   std::int64_t scales_at() const { return codes(); }
-  std::int64_t rope_at() const { return codes() + (codes() / 64 + 7) / 8 * 8; }
+  std::int64_t rope_at() const {
+    return codes() + (format == RowFormat::fp8_f32 ? codes() / 128 * 4 : (codes() / 64 + 7) / 8 * 8);
+  }
   // fp4_tiles: the codes of a tile come first, [dim / 8][16] groups of 4 bytes: byte j of a row's group g has
   // entry 8 g + 2 j in its low and 8 g + 2 j + 1 in its high nibble. Then the scales, [dim / 32][16].
   std::int64_t tile_bytes() const { return kTileRows * (dim / 2 + dim / 32); }
@@ -37,6 +40,7 @@ struct RowShape {
   std::int64_t bytes() const {
     switch (format) {
       case RowFormat::fp8_bf16:
+      case RowFormat::fp8_f32:
         return rope_at() + 2 * rope_dim;
       case RowFormat::fp4_tiles:
         return dim / 2 + dim / 32;

@@ -260,7 +260,7 @@ TEST(Config, RefusesNumbersThatContradictOneAnother) {
 }
 
 TEST(Config, RefusesWhatHadalDoesNotRun) {
-  expect_refused([](Json& j) { j["model_type"] = "deepseek_v32"; }, "model_type is \"deepseek_v32\"",
+  expect_refused([](Json& j) { j["model_type"] = "deepseek_v3"; }, "model_type is \"deepseek_v3\"",
                  ErrorCode::unsupported);
   for (const auto& [key, value] : std::vector<std::pair<std::string, Json>>{{"scoring_func", "softmax"},
                                                                             {"topk_method", "greedy"},

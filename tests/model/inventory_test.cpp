@@ -60,9 +60,9 @@ TEST(Inventory, ParametersAreThePublishedNumbers) {
   const ParameterCount pro = count_parameters(*preset_config("pro"));
   EXPECT_EQ(pro.total, 1'572'997'201'763);  // 1573.0B
   EXPECT_EQ(pro.active, 48'852'402'019);    // 48.85B
-  const ParameterCount v32 = count_parameters(BaselineV32{});
-  EXPECT_NEAR(static_cast<double>(v32.total), 671e9, 1e9);
-  EXPECT_NEAR(static_cast<double>(v32.active), 37e9, 1e9);
+  const ParameterCount v32 = count_parameters(*preset_config("v3.2"));
+  EXPECT_EQ(v32.total, 671'877'944'064);   // 671B and the indexer
+  EXPECT_EQ(v32.active, 37'477'143'296);  // 37B
 }
 
 TEST(Inventory, CachesAreThePublishedNumbers) {
@@ -74,7 +74,7 @@ TEST(Inventory, CachesAreThePublishedNumbers) {
   const CacheCost pro = cache_cost(*preset_config("pro"));
   EXPECT_DOUBLE_EQ(pro.bytes_per_token, 5'031.4375);
   EXPECT_EQ(pro.bytes_per_sequence, 61 * 128 * 584);
-  const CacheCost v32 = cache_cost(BaselineV32{});
+  const CacheCost v32 = cache_cost(*preset_config("v3.2"));
   EXPECT_DOUBLE_EQ(v32.bytes_per_token, 48'068);
   // The published 7 % and 10 % at a context of 2^20.
   EXPECT_NEAR(flash.bytes_at(1 << 20) / v32.bytes_at(1 << 20), 0.0732, 5e-5);

@@ -81,10 +81,11 @@ inline void score_tile(const std::uint32_t* rows, std::int64_t stride, const std
   }
 }
 
-// out[h] = decay[h] out[h] + sum_j p[j][h] rows[j] for 32 channels of H heads; p is [pair of rows][head].
+// out[h] = decay[h] out[h] + sum_j p[j][h] rows[j] for 32 channels of H heads; p is [pair of rows][head], out
+// [head][out_dim].
 template <int H>
 inline void out_tile(const std::uint32_t* p, std::int64_t heads, const std::uint32_t* rows, std::int64_t dim,
-                     std::int64_t pairs, const float* decay, bool first, float* out) {
+                     std::int64_t pairs, const float* decay, bool first, float* out, std::int64_t out_dim) {
   __m512 sum[H][2];
   HADAL_UNROLL
   for (int h = 0; h < H; ++h) sum[h][0] = sum[h][1] = _mm512_setzero_ps();
@@ -100,7 +101,7 @@ inline void out_tile(const std::uint32_t* p, std::int64_t heads, const std::uint
   for (int h = 0; h < H; ++h) {
     HADAL_UNROLL
     for (int v = 0; v < 2; ++v) {
-      float* to = out + h * dim + v * 16;
+      float* to = out + h * out_dim + v * 16;
       _mm512_storeu_ps(
           to, first ? sum[h][v] : _mm512_fmadd_ps(_mm512_set1_ps(decay[h]), _mm512_loadu_ps(to), sum[h][v]));
     }
@@ -117,6 +118,15 @@ inline __m512i round_pair(const float* from) {
   return upper_halves(round_to_bf16(load(from)).v, round_to_bf16(load(from + 16)).v);
 }
 
+// Of the 64 codes from `block`, as an E8M0 byte; a float32 scale is a power of two.
+inline std::uint8_t block_scale(const RowShape& shape, const std::byte* row, std::int64_t block) {
+  if (shape.format == RowFormat::fp8_bf16)
+    return std::to_integer<std::uint8_t>(row[shape.scales_at() + block / 64]);
+  std::uint32_t bits;
+  std::memcpy(&bits, row + shape.scales_at() + block / 128 * 4, sizeof(bits));
+  return static_cast<std::uint8_t>(bits >> 23);
+}
+
 inline void unpack_row(const RowShape& shape, AttentionRows::Row row, std::uint16_t* to) {
   if (row.format == RowFormat::f32) {
     const auto* from = reinterpret_cast<const float*>(row.data);
@@ -125,7 +135,7 @@ inline void unpack_row(const RowShape& shape, AttentionRows::Row row, std::uint1
   }
   const __m512i natural = _mm512_load_si512(kInterleave.natural[0]);
   for (std::int64_t block = 0; block < shape.codes(); block += 64) {
-    const auto scale = std::to_integer<std::uint8_t>(row.data[shape.scales_at() + block / 64]);
+    const std::uint8_t scale = block_scale(shape, row.data, block);
     const std::uint8_t* t = tables().e4m3[scale][0];
     const __m512i code = _mm512_permutexvar_epi8(natural, _mm512_loadu_si512(row.data + block));
     const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(t), code, _mm512_load_si512(t + 64));
@@ -178,7 +188,8 @@ void sparse_attention(const SparseAttentionParams& p, std::int64_t t, std::int64
   const std::int64_t heads = (real_heads + 15) / 16 * 16;
   const std::int64_t stride = dim / 2 + 16;  // of a row, in pairs; odd in cache lines
   const AttentionRows rows(p, t);
-  float* out = p.out + (t * p.heads + head_begin) * dim;
+  const std::int64_t values = p.values();
+  float* out = p.out + (t * p.heads + head_begin) * values;
 
   auto* q = scratch<std::uint32_t, 0>(dim / 2 * heads);               // [dim / 2][heads]
   auto* by_row = scratch<std::uint32_t, 1>(kBlockRows * stride);      // [row][dim / 2]
@@ -189,7 +200,7 @@ void sparse_attention(const SparseAttentionParams& p, std::int64_t t, std::int64
   RunningSoftmax softmax;
   softmax.start(heads);
 
-  const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
+  const float scale = p.score_scale();
   for (std::int64_t first = 0; first < rows.count(); first += kBlockRows) {
     const std::int64_t n_rows = std::min(kBlockRows, rows.count() - first), pairs = (n_rows + 1) / 2;
     const auto row_at = [&](std::int64_t j) { return reinterpret_cast<std::uint16_t*>(by_row + j * stride); };
@@ -231,19 +242,54 @@ void sparse_attention(const SparseAttentionParams& p, std::int64_t t, std::int64
         _mm512_storeu_si512(weights + i * heads + h, _mm512_or_si512(_mm512_srli_epi32(even, 16), odd));
       }
     }
-    for (std::int64_t c = 0; c < dim; c += 32) {
+    for (std::int64_t c = 0; c < values; c += 32) {
       std::int64_t h = 0;
       for (; h + kOutHeads <= real_heads; h += kOutHeads) {
         out_tile<kOutHeads>(weights + h, heads, by_pair + c, dim, pairs, softmax.decay + h, first == 0,
-                            out + h * dim + c);
+                            out + h * values + c, values);
       }
       for (; h < real_heads; ++h) {
         out_tile<1>(weights + h, heads, by_pair + c, dim, pairs, softmax.decay + h, first == 0,
-                    out + h * dim + c);
+                    out + h * values + c, values);
       }
     }
   }
-  softmax.finish(p.sink + head_begin, real_heads, dim, out);
+  softmax.finish(p.sink != nullptr ? p.sink + head_begin : nullptr, real_heads, values, out);
+}
+
+void index_fp8_query(const float* q, std::int64_t heads, std::int64_t dim, std::uint32_t* pairs) {
+  transpose_queries(q, heads, (heads + 31) / 32 * 32, dim, pairs);
+}
+
+// Scores of V3.2's indexer: the products of a block of rows with all heads as above, then relu, weights and
+// the sum over the heads, whose lanes are added in pairs of halves.
+void index_fp8_scores(const std::byte* rows, std::int64_t n_rows, const float* /*q*/,
+                      const std::uint32_t* pairs, const float* weights, std::int64_t heads, std::int64_t dim,
+                      float* scores) {
+  const RowShape shape{RowFormat::fp8_f32, dim, 0};
+  const std::int64_t padded = (heads + 31) / 32 * 32, stride = dim / 2 + 16;
+  auto* by_row = scratch<std::uint32_t, 1>(kScoreRows * stride);
+  auto* dots = scratch<float, 3>(kScoreRows * padded);
+  auto* weight = scratch<float, 5>(padded);
+  std::fill(std::copy_n(weights, heads, weight), weight + padded, 0.0F);
+  for (std::int64_t first = 0; first < n_rows; first += kScoreRows) {
+    const std::int64_t count = std::min<std::int64_t>(kScoreRows, n_rows - first);
+    for (std::int64_t j = 0; j < kScoreRows; ++j) {
+      const std::byte* row = rows + (first + std::min(j, count - 1)) * shape.bytes();
+      unpack_row(shape, {shape.format, row}, reinterpret_cast<std::uint16_t*>(by_row + j * stride));
+    }
+    for (std::int64_t h = 0; h < padded; h += 32)
+      score_tile<2>(by_row, stride, pairs + h, padded, dim / 2, true, dots + h);
+    for (std::int64_t j = 0; j < count; ++j) {
+      __m512 sum = _mm512_setzero_ps();
+      for (std::int64_t h = 0; h < padded; h += 16) {
+        // max(dot, 0) is its second operand for a NaN.
+        const __m512 dot = _mm512_max_ps(_mm512_loadu_ps(dots + j * padded + h), _mm512_setzero_ps());
+        sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight + h), dot, sum);
+      }
+      scores[first + j] = _mm512_reduce_add_ps(sum);
+    }
+  }
 }
 
 }  // namespace hadal::cpu::avx512bf16

@@ -147,7 +147,8 @@ void CpuBackend::linear(const LinearParams& p) {
 }
 
 void CpuBackend::sparse_attention(const SparseAttentionParams& p) {
-  if (p.row.dim % 32 != 0 || p.row.rope_dim % 32 != 0) return ref::sparse_attention(p, pool_);
+  if (p.row.dim % 32 != 0 || p.row.rope_dim % 32 != 0 || p.values() % 32 != 0)
+    return ref::sparse_attention(p, pool_);
   // Heads that share the unpacking of a row: all that a call takes, or half where threads would have no work.
   const auto units = [&](std::int64_t heads) { return p.n_tokens * ((p.heads + heads - 1) / heads); };
   const std::int64_t heads = units(32) >= pool_.size() ? 32 : 16;

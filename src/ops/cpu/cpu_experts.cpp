@@ -67,7 +67,7 @@ void CpuBackend::experts(const ExpertsParams& p) {
     multiply(w, begin, end, {count, 0, x_index + first, y_index + first}, in, y, accumulate);
   };
   // Routed experts share one format; the shared expert may have another.
-  const Linear::Format routed_format = p.experts[0].w1.format,
+  const Linear::Format routed_format = p.k > 0 ? p.experts[0].w1.format : p.shared->w1.format,
                        shared_format = p.shared != nullptr ? p.shared->w1.format : routed_format;
   const auto inputs = [&](const float* rows, std::int64_t count, std::int64_t dim, InputStorage& storage,
                           InputStorage& shared_storage) {

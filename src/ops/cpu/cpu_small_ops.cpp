@@ -26,7 +26,8 @@ void CpuBackend::rms_norm(const RmsNormParams& p) {
 }
 
 void CpuBackend::rope(const RopeParams& p) {
-  if (p.rope_dim % kLanes != 0 || p.rope_dim > cpu::kMostRopeDim) return ref::rope(p, pool_);
+  const bool adjacent = p.pairs == RopeParams::Pairs::last_adjacent;
+  if (!adjacent || p.rope_dim % kLanes != 0 || p.rope_dim > cpu::kMostRopeDim) return ref::rope(p, pool_);
   pool_.parallel_for(p.n_tokens, rows_of_piece(p.heads * p.rope_dim),
                      [&](std::int64_t begin, std::int64_t end) { kernels_.rope(p, begin, end); });
 }
@@ -81,7 +82,7 @@ void CpuBackend::hc_head(const HcHeadParams& p) {
 }
 
 void CpuBackend::gate(const GateParams& p) {
-  if (p.k > cpu::kMostExpertsPerToken) return ref::gate(p, pool_);
+  if (p.k > cpu::kMostExpertsPerToken || p.sigmoid || p.n_group > 1) return ref::gate(p, pool_);
   pool_.parallel_for(p.n_tokens, rows_of_piece(8 * p.n_experts),
                      [&](std::int64_t begin, std::int64_t end) { kernels_.gate(p, begin, end); });
 }

@@ -45,6 +45,10 @@ ThreadScratch& thread_scratch() {
   return scratch;
 }
 
+std::int64_t fp8_query_size(const IndexSelectParams& p) {
+  return (p.heads + 31) / 32 * 32 * (p.dim / 2);
+}
+
 // Where the tiles of rows [row, row + n_rows) are; row is a tile's first. No tile lies across a page
 // boundary.
 void list_tiles(const PagedRows& rows, std::int64_t row, std::int64_t n_rows, const std::byte** tiles) {
@@ -71,9 +75,33 @@ void list_tiles(const PagedRows& rows, std::int64_t row, std::int64_t n_rows, co
 
 }  // namespace
 
+void CpuBackend::block_scores(const IndexSelectParams& p, std::int64_t t, const std::byte* const* tiles,
+                              const cpu::IndexRowBlock& block, std::int64_t n_rows, float* scores) const {
+  const float *q = p.q + t * p.heads * p.dim, *weights = p.weights + t * p.heads;
+  switch (p.rows.shape.format) {
+    case RowFormat::fp4_tiles:
+      return kernels_.index_scores(block, index_.queries[t], scores);
+    case RowFormat::fp8_f32:
+      for (std::int64_t i = 0; i < n_rows; i += kIndexTileRows) {
+        kernels_.index_fp8_scores(tiles[i / kIndexTileRows], std::min(kIndexTileRows, n_rows - i), q,
+                                  index_.pairs.data() + t * fp8_query_size(p), weights, p.heads, p.dim,
+                                  scores + i);
+      }
+      return;
+    default:
+      for (std::int64_t i = 0; i < n_rows; i += kIndexTileRows) {
+        kernels_.index_row_scores(reinterpret_cast<const float*>(tiles[i / kIndexTileRows]),
+                                  std::min(kIndexTileRows, n_rows - i), q, weights, p.heads, p.dim,
+                                  scores + i);
+      }
+  }
+}
+
 void CpuBackend::index_select(const IndexSelectParams& p) {
   const bool fp4 = p.rows.shape.format == RowFormat::fp4_tiles;
-  if (p.dim % 32 != 0 || p.dim > cpu::kIndexMostDim || p.rows.per_page % cpu::kIndexTileRows != 0)
+  const bool fp8 = p.rows.shape.format == RowFormat::fp8_f32;
+  if (p.dim % (fp8 ? 128 : 32) != 0 || p.dim > cpu::kIndexMostDim ||
+      p.rows.per_page % cpu::kIndexTileRows != 0)
     return ref::index_select(p, pool_);
   for (std::int64_t begin = 0; begin < p.n_tokens; begin += kSlice) {
     const std::int64_t n = std::min(kSlice, p.n_tokens - begin);
@@ -89,6 +117,14 @@ void CpuBackend::index_select(const IndexSelectParams& p) {
         for (std::int64_t t = first; t < last; ++t) {
           index_.queries.set(t, slice.q + t * p.heads * p.dim, slice.weights + t * p.heads, p.heads);
         }
+      });
+    }
+    if (fp8 && kernels_.index_fp8_query != nullptr) {
+      const std::int64_t size = fp8_query_size(p);
+      std::uint32_t* pairs = grow(index_.pairs, n * size);
+      pool_.parallel_for(n, 1, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t t = first; t < last; ++t)
+          kernels_.index_fp8_query(slice.q + t * p.heads * p.dim, p.heads, p.dim, pairs + t * size);
       });
     }
     index_select_slice(slice);
@@ -145,6 +181,7 @@ void CpuBackend::index_candidates(const IndexSelectParams& p, std::int64_t token
                                   std::uint64_t* keys, std::int64_t keys_stride, std::int64_t* counts,
                                   std::int64_t counts_stride) {
   const bool fp4 = p.rows.shape.format == RowFormat::fp4_tiles;
+  const bool fp8 = p.rows.shape.format == RowFormat::fp8_f32;
   ThreadScratch& scratch = thread_scratch();
   cpu::IndexRowBlock block = scratch.block(p.dim);
   std::int64_t most = 0;
@@ -159,22 +196,12 @@ void CpuBackend::index_candidates(const IndexSelectParams& p, std::int64_t token
     const std::int64_t n_rows = std::min(kIndexBlockRows, most - row);
     const std::byte* tiles[cpu::kIndexBlockTiles];
     list_tiles(p.rows, row, n_rows, tiles);
-    if (fp4) {
-      kernels_.index_unpack(tiles, n_rows, block);
-      prefetch(p.rows, row + kIndexBlockRows, std::min(most, row_end));
-    }
+    if (fp4) kernels_.index_unpack(tiles, n_rows, block);
+    if (fp4 || fp8) prefetch(p.rows, row + kIndexBlockRows, std::min(most, row_end));
     for (std::int64_t t = token_begin; t < token_end; ++t) {
       const std::int64_t seen = std::min(p.visible[static_cast<std::size_t>(t)] - row, kIndexBlockRows);
       if (seen <= 0) continue;
-      if (fp4) {
-        kernels_.index_scores(block, index_.queries[t], scores);
-      } else {
-        for (std::int64_t i = 0; i < seen; i += kIndexTileRows) {
-          kernels_.index_row_scores(reinterpret_cast<const float*>(tiles[i / kIndexTileRows]),
-                                    std::min(kIndexTileRows, seen - i), p.q + t * p.heads * p.dim,
-                                    p.weights + t * p.heads, p.heads, p.dim, scores + i);
-        }
-      }
+      block_scores(p, t, tiles, block, seen, scores);
       candidates[static_cast<std::size_t>(t - token_begin)].offer(scores, row, seen);
     }
   }

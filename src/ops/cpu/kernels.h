@@ -135,6 +135,12 @@ struct Kernels {
   // [heads].
   void (*index_row_scores)(const float* rows, std::int64_t n_rows, const float* q, const float* weights,
                            std::int64_t heads, std::int64_t dim, float* scores);
+  // The same for consecutive rows of V3.2 (RowFormat::fp8_f32), dim % 128 == 0. index_fp8_query makes `pairs`
+  // [dim / 2, heads rounded up to 32] of a token's q; null where q is read as it is.
+  void (*index_fp8_query)(const float* q, std::int64_t heads, std::int64_t dim, std::uint32_t* pairs);
+  void (*index_fp8_scores)(const std::byte* rows, std::int64_t n_rows, const float* q,
+                           const std::uint32_t* pairs, const float* weights, std::int64_t heads,
+                           std::int64_t dim, float* scores);
   // out[i] = weight * silu(min(gate[i], limit)) * clamp(up[i], -limit, limit)
   void (*swiglu)(const float* gate, const float* up, float weight, float limit, std::int64_t n, float* out);
   // The small ops: rows, tokens or (for one token or block) channels [begin, end); every width % 16 == 0, but
@@ -176,6 +182,9 @@ Result<const Kernels*> choose_kernels(std::string_view isa);
 namespace avx512bf16 {
 const Kernels& kernels();
 bool supported();
+void index_fp8_query(const float* q, std::int64_t heads, std::int64_t dim, std::uint32_t* pairs);
+void index_fp8_scores(const std::byte* rows, std::int64_t n_rows, const float* q, const std::uint32_t* pairs,
+                      const float* weights, std::int64_t heads, std::int64_t dim, float* scores);
 void sparse_attention(const SparseAttentionParams& p, std::int64_t t, std::int64_t head_begin,
                       std::int64_t head_end);
 }  // namespace avx512bf16

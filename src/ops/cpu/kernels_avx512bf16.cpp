@@ -564,6 +564,8 @@ const Kernels& kernels() {
     table.split_input = split_input;
     table.round_input_bf16 = round_input_bf16;
     table.sparse_attention = sparse_attention;
+    table.index_fp8_query = index_fp8_query;
+    table.index_fp8_scores = index_fp8_scores;
     return table;
   }();
   return kTable;

@@ -1,6 +1,8 @@
 // The router (architecture.md section 5, `Gate` in the official model.py).
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -14,15 +16,38 @@ float softplus(float x) {
   return x > 20 ? x : std::log1p(std::exp(x));
 }
 
+// Of the groups that may not be chosen from, minus infinity for every expert. choice: [E] affinities + bias.
+void keep_best_groups(const GateParams& p, std::vector<float>& choice) {
+  const std::int64_t size = p.n_experts / p.n_group;
+  std::vector<float> best(static_cast<std::size_t>(p.n_group));
+  std::vector<std::int64_t> order(best.size());
+  std::iota(order.begin(), order.end(), 0);
+  for (std::int64_t g = 0; g < p.n_group; ++g) {
+    std::vector<float> members(choice.begin() + g * size, choice.begin() + (g + 1) * size);
+    std::partial_sort(members.begin(), members.begin() + 2, members.end(), std::greater<>());
+    best[static_cast<std::size_t>(g)] = members[0] + members[1];
+  }
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    return best[static_cast<std::size_t>(a)] > best[static_cast<std::size_t>(b)];
+  });
+  for (std::int64_t i = p.topk_group; i < p.n_group; ++i) {
+    const auto from = choice.begin() + order[static_cast<std::size_t>(i)] * size;
+    std::fill(from, from + size, -std::numeric_limits<float>::infinity());
+  }
+}
+
 }  // namespace
 
 void gate(const GateParams& p, ThreadPool& pool) {
   pool.parallel_for(p.n_tokens, 1, [&](std::int64_t begin, std::int64_t end) {
     std::vector<std::int32_t> order(static_cast<std::size_t>(p.n_experts));
+    std::vector<float> choice(order.size());
     for (std::int64_t t = begin; t < end; ++t) {
       float* scores = p.scores + t * p.n_experts;
-      for (std::int64_t e = 0; e < p.n_experts; ++e)
-        scores[e] = std::sqrt(softplus(p.logits[t * p.n_experts + e]));
+      for (std::int64_t e = 0; e < p.n_experts; ++e) {
+        const float logit = p.logits[t * p.n_experts + e];
+        scores[e] = p.sigmoid ? 1.0F / (1.0F + std::exp(-logit)) : std::sqrt(softplus(logit));
+      }
 
       std::int32_t* indices = p.indices + t * p.k;
       if (p.table != nullptr) {
@@ -30,10 +55,14 @@ void gate(const GateParams& p, ThreadPool& pool) {
         std::copy_n(p.table + token * p.k, p.k, indices);
       } else {
         // The bias chooses; it never weighs.
+        for (std::int64_t e = 0; e < p.n_experts; ++e)
+          choice[static_cast<std::size_t>(e)] = scores[e] + p.bias[e];
+        if (p.n_group > 1) keep_best_groups(p, choice);
         std::iota(order.begin(), order.end(), 0);
         std::partial_sort(order.begin(), order.begin() + p.k, order.end(),
                           [&](std::int32_t a, std::int32_t b) {
-                            const float score_a = scores[a] + p.bias[a], score_b = scores[b] + p.bias[b];
+                            const float score_a = choice[static_cast<std::size_t>(a)],
+                                        score_b = choice[static_cast<std::size_t>(b)];
                             return score_a > score_b || (score_a == score_b && a < b);
                           });
         std::copy_n(order.begin(), p.k, indices);

@@ -1,4 +1,4 @@
-// RMSNorm (architecture.md section 2).
+// RMSNorm (architecture.md section 2), and the LayerNorm of V3.2's indexer.
 #include <cmath>
 #include <vector>
 
@@ -61,6 +61,22 @@ void rms_norm_backward(const RmsNormBackwardParams& p, ThreadPool& pool) {
       const double factor = inv * inv * inv * dot / static_cast<double>(p.dim);
       for (std::int64_t i = 0; i < p.dim; ++i)
         d_x[i] = static_cast<float>(inv * weighted(i) - factor * double{x[i]});
+    }
+  });
+}
+
+void layer_norm(const LayerNormParams& p, ThreadPool& pool) {
+  pool.parallel_for(p.rows, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      const float* x = p.x + r * p.dim;
+      float* out = p.out + r * p.dim;
+      double sum = 0, squares = 0;
+      for (std::int64_t i = 0; i < p.dim; ++i) sum += double{x[i]};
+      const double mean = sum / static_cast<double>(p.dim);
+      for (std::int64_t i = 0; i < p.dim; ++i) squares += (double{x[i]} - mean) * (double{x[i]} - mean);
+      const double inverse = 1 / std::sqrt(squares / static_cast<double>(p.dim) + double{p.eps});
+      for (std::int64_t i = 0; i < p.dim; ++i)
+        out[i] = static_cast<float>((double{x[i]} - mean) * inverse) * p.weight[i] + p.bias[i];
     }
   });
 }

@@ -11,6 +11,7 @@ namespace hadal::ref {
 
 void embed(const EmbedParams& p, ThreadPool& pool);
 void rms_norm(const RmsNormParams& p, ThreadPool& pool);
+void layer_norm(const LayerNormParams& p, ThreadPool& pool);
 void linear(const LinearParams& p, ThreadPool& pool);
 void angles(const AnglesParams& p);
 void rope(const RopeParams& p, ThreadPool& pool);

@@ -15,6 +15,7 @@ class ReferenceBackend : public Backend {
  protected:
   void embed(const EmbedParams& p) override { ref::embed(p, pool_); }
   void rms_norm(const RmsNormParams& p) override { ref::rms_norm(p, pool_); }
+  void layer_norm(const LayerNormParams& p) override { ref::layer_norm(p, pool_); }
   void linear(const LinearParams& p) override { ref::linear(p, pool_); }
   void angles(const AnglesParams& p) override { ref::angles(p); }
   void rope(const RopeParams& p) override { ref::rope(p, pool_); }

@@ -1,4 +1,4 @@
-// Rotary position embedding, interleaved: pairs (2i, 2i+1) of the last rope_dim entries (section 3).
+// Rotary position embedding (section 3).
 #include <cmath>
 
 #include "ops/ref/ref.h"
@@ -23,12 +23,15 @@ void rope(const RopeParams& p, ThreadPool& pool) {
       const float* cos = p.cos + t * half;
       const float* sin = p.sin + t * half;
       for (std::int64_t h = 0; h < p.heads; ++h) {
-        float* x = p.x + (t * p.heads + h + 1) * p.dim - p.rope_dim;
+        float* head = p.x + (t * p.heads + h) * p.dim;
+        const bool adjacent = p.pairs == RopeParams::Pairs::last_adjacent;
         for (std::int64_t i = 0; i < half; ++i) {
+          float& a = head[adjacent ? p.dim - p.rope_dim + 2 * i : i];
+          float& b = head[adjacent ? p.dim - p.rope_dim + 2 * i + 1 : i + half];
           const float c = cos[i], s = p.inverse ? -sin[i] : sin[i];
-          const float even = x[2 * i], odd = x[2 * i + 1];
-          x[2 * i] = even * c - odd * s;
-          x[2 * i + 1] = even * s + odd * c;
+          const float first = a, second = b;
+          a = first * c - second * s;
+          b = first * s + second * c;
         }
       }
     }

@@ -13,11 +13,12 @@ namespace hadal::ref {
 
 void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool) {
   const auto dim = static_cast<std::size_t>(p.row.dim);
-  const double scale = 1 / std::sqrt(static_cast<double>(dim));
+  const auto values = static_cast<std::size_t>(p.values());
+  const double scale = p.scale > 0 ? double{p.scale} : 1 / std::sqrt(static_cast<double>(dim));
   pool.parallel_for(p.n_tokens * p.heads, 1, [&](std::int64_t begin, std::int64_t end) {
     const auto rounded = [&](float x) { return p.bf16 ? bf16_to_f32(f32_to_bf16(x)) : x; };
     std::vector<float> row(dim);
-    std::vector<double> score, sum(dim);
+    std::vector<double> score, sum(values);
     for (std::int64_t th = begin; th < end; ++th) {
       const std::int64_t t = th / p.heads, h = th % p.heads;
       const AttentionRows rows(p, t);
@@ -39,17 +40,17 @@ void sparse_attention(const SparseAttentionParams& p, ThreadPool& pool) {
         score[j] = dot * scale;
         maximum = std::max(maximum, score[j]);
       }
-      double denominator = std::exp(double{p.sink[h]} - maximum);
+      double denominator = p.sink != nullptr ? std::exp(double{p.sink[h]} - maximum) : 0;
       std::fill(sum.begin(), sum.end(), 0.0);
       for (std::size_t j = 0; j < n_rows; ++j) {
         load(j);
         double e = std::exp(score[j] - maximum);
         if (p.bf16) e = double{rounded(static_cast<float>(e))};
         denominator += e;
-        for (std::size_t i = 0; i < dim; ++i) sum[i] += e * double{row[i]};
+        for (std::size_t i = 0; i < values; ++i) sum[i] += e * double{row[i]};
       }
-      float* out = p.out + th * p.row.dim;
-      for (std::size_t i = 0; i < dim; ++i) out[i] = static_cast<float>(sum[i] / denominator);
+      float* out = p.out + th * p.values();
+      for (std::size_t i = 0; i < values; ++i) out[i] = static_cast<float>(sum[i] / denominator);
     }
   });
 }
