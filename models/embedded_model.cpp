@@ -9,6 +9,7 @@
 
 HADAL_EMBED(hadal_embedded_config, "config.json");
 HADAL_EMBED(hadal_embedded_tokenizer, "tokenizer.json");
+HADAL_EMBED(hadal_embedded_weights, "model.safetensors");
 
 namespace hadal {
 namespace {
@@ -21,7 +22,8 @@ std::string_view between(const char* begin, const char* end) {
 
 EmbeddedModel embedded_model() {
   return {between(hadal_embedded_config_begin, hadal_embedded_config_end),
-          between(hadal_embedded_tokenizer_begin, hadal_embedded_tokenizer_end)};
+          between(hadal_embedded_tokenizer_begin, hadal_embedded_tokenizer_end),
+          between(hadal_embedded_weights_begin, hadal_embedded_weights_end)};
 }
 
 }  // namespace hadal

@@ -8,6 +8,7 @@ namespace hadal {
 struct EmbeddedModel {
   std::string_view config_json;
   std::string_view tokenizer_json;
+  std::string_view weights;  // model.safetensors
 };
 EmbeddedModel embedded_model();
 

@@ -100,8 +100,7 @@ struct EngineInfo {
   std::int64_t mtp_blocks = 0;
   std::int32_t bos_token = 0;
   std::int32_t eos_token = 0;
-  std::string config_json;      // the model's config.json as it was read
-  bool random_weights = false;  // the embedded model until a trained one exists
+  std::string config_json;  // the model's config.json as it was read
 };
 
 class Engine;

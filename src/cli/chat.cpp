@@ -222,11 +222,6 @@ Status chat(const Arguments& arguments) {
   HADAL_RETURN_IF_ERROR(check_utf8(arguments.system, "the system text"));
   HADAL_ASSIGN_OR_RETURN(const Engine engine, Engine::open(arguments.engine));
   HADAL_ASSIGN_OR_RETURN(const ChatDialect* dialect, dialect_of_config(engine.info().config_json));
-  if (engine.info().random_weights) {
-    notice(
-        "the embedded model has random weights (no trained one exists yet): expect noise; -m takes a real "
-        "model");
-  }
   Chat chat(engine, *dialect, arguments);
   catch_interrupt();
   LineReader lines;

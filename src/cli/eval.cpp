@@ -1,4 +1,5 @@
 // hadal eval: perplexity on a text; a needle in a haystack and key-value recall at chosen lengths and depths.
+// (Arithmetic and calls of tools: eval_answers.)
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -13,6 +14,7 @@
 #include "base/rng.h"
 #include "cli/command.h"
 #include "cli/engine_options.h"
+#include "cli/eval_answers.h"
 #include "cli/progress.h"
 #include "cli/prompt.h"
 #include "model/transformer.h"
@@ -381,7 +383,7 @@ void add_places(CLI::App& command, Arguments& arguments) {
 
 void register_eval(CLI::App& app, Outcome& outcome) {
   CLI::App* const command =
-      app.add_subcommand("eval", "Measure a model: perplexity, retrieval over long contexts");
+      app.add_subcommand("eval", "Measure a model: perplexity, retrieval over long contexts, answers");
   command->require_subcommand(1);
   const auto arguments = std::make_shared<Arguments>();
   const auto add = [&](const char* name, const char* what, auto work) {
@@ -414,6 +416,20 @@ void register_eval(CLI::App& app, Outcome& outcome) {
   CLI::App* const pairs = add("recall", "The value of one of many keys", recall);
   add_places(*pairs, *arguments);
   pairs->footer("Example: hadal eval recall -m models/nano --lengths 4096,65536");
+  const auto add_answers = [&](const char* name, const char* what, auto work) {
+    const auto options = std::make_shared<AnswerOptions>();
+    CLI::App* const task = add(name, what, [options, work](const Arguments& all) {
+      options->json = all.json;
+      return work(all.engine, *options);
+    });
+    task->add_option("--trials", options->trials, "Questions of each kind")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    task->add_option("--seed", options->seed, "Of the questions")->capture_default_str();
+    task->footer(fmt::format("Example: hadal eval {} -m models/nano --json", name));
+  };
+  add_answers("arithmetic", "Sums, differences and products, with a thinking span", eval_arithmetic);
+  add_answers("tools", "Calls of declared tools: calculator, clock, read_file", eval_tools);
 }
 
 }  // namespace hadal::cli

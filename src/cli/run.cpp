@@ -46,11 +46,6 @@ Status run(const Arguments& arguments, const std::string* given_prompt) {
   }
   HADAL_RETURN_IF_ERROR(check_utf8(text, "the prompt"));
   HADAL_ASSIGN_OR_RETURN(const Engine engine, Engine::open(arguments.engine));
-  if (engine.info().random_weights && !arguments.quiet) {
-    notice(
-        "the embedded model has random weights (no trained one exists yet): expect noise; -m takes a real "
-        "model");
-  }
   HADAL_ASSIGN_OR_RETURN(const auto prompt, encode_prompt(engine, arguments, text));
   if (prompt.empty())
     return fail(ErrorCode::invalid_argument, "the prompt is empty; give it with -p, -f or on stdin");

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <optional>
 
 #include <fmt/format.h>
@@ -13,7 +14,6 @@
 #include "embedded_model.h"
 #include "engine/sampler.h"
 #include "engine/stop_strings.h"
-#include "model/init.h"
 #include "model/inventory.h"
 #include "model/transformer.h"
 
@@ -26,22 +26,19 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The embedded model has no trained weights yet: the same random ones every time.
-constexpr std::uint64_t kEmbeddedSeed = 4;
-
 struct Opened {
   std::string config_json;
   std::optional<Model> model;
   std::optional<Tokenizer> tokenizer;
 };
 
-Result<Opened> open_embedded(const EngineOptions& options, ThreadPool& pool) {
+Result<Opened> open_embedded(const EngineOptions& options) {
   const EmbeddedModel files = embedded_model();
   Opened opened;
   opened.config_json = files.config_json;
   HADAL_ASSIGN_OR_RETURN(Config config, parse_config(files.config_json));
-  HADAL_ASSIGN_OR_RETURN(Buffer<std::byte> image,
-                         init_checkpoint_bytes(config, kEmbeddedSeed, StorageFormat::published, pool));
+  auto image = Buffer<std::byte>::uninitialised(files.weights.size());  // aligned, unlike those of the binary
+  std::memcpy(image.data(), files.weights.data(), files.weights.size());
   HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::from_bytes(std::move(image), "embedded model"));
   HADAL_ASSIGN_OR_RETURN(opened.model, Model::bind(std::move(config), std::move(checkpoint), options.notice));
   if (options.tokenizer) {
@@ -166,7 +163,7 @@ Result<Engine> Engine::open(const EngineOptions& options) {
   apply_memory_policy({options.huge_pages, numa}, options.notice);
   auto impl = std::make_shared<Impl>(options);
   HADAL_ASSIGN_OR_RETURN(impl->backend, make_backend(options.backend, options.isa, impl->pool));
-  HADAL_ASSIGN_OR_RETURN(Opened opened, embedded ? open_embedded(options, impl->pool)
+  HADAL_ASSIGN_OR_RETURN(Opened opened, embedded ? open_embedded(options)
                                                  : open_directory(options, *impl->backend, impl->pool));
   impl->model = std::move(opened.model);
   impl->tokenizer = std::move(opened.tokenizer);
@@ -194,7 +191,6 @@ Result<Engine> Engine::open(const EngineOptions& options) {
   info.bos_token = static_cast<std::int32_t>(config.bos_token_id);
   info.eos_token = static_cast<std::int32_t>(config.eos_token_id);
   info.config_json = std::move(opened.config_json);
-  info.random_weights = embedded;
   return Engine(std::move(impl));
 }
 

@@ -66,6 +66,15 @@ std::uint64_t pair_of(std::int32_t left, std::int32_t right) {
   return static_cast<std::uint64_t>(left) << 32 | static_cast<std::uint32_t>(right);
 }
 
+// All pairs with the same right symbol agree in their low bits, by which the map would choose a place: so the
+// high half of a product, in which every bit of the pair counts (2^64 / golden ratio).
+struct PairHash {
+  std::size_t operator()(std::uint64_t pair) const {
+    const std::uint64_t product = pair * 0x9e3779b97f4a7c15;
+    return static_cast<std::size_t>(product ^ product >> 32);
+  }
+};
+
 // The words as symbols, and where which pairs are.
 class Learner {
  public:
@@ -175,8 +184,9 @@ class Learner {
 
   std::vector<std::vector<std::int32_t>> words_;
   std::vector<std::int64_t> word_counts_;
-  tsl::robin_map<std::uint64_t, std::int64_t> counts_;
-  tsl::robin_map<std::uint64_t, std::vector<std::uint32_t>> places_;  // words that have, or had, the pair
+  tsl::robin_map<std::uint64_t, std::int64_t, PairHash> counts_;
+  // Words that have, or had, the pair.
+  tsl::robin_map<std::uint64_t, std::vector<std::uint32_t>, PairHash> places_;
   std::vector<std::uint64_t> changed_;
   std::priority_queue<Candidate> queue_;
   tsl::robin_map<std::string, std::int32_t> ids_;
