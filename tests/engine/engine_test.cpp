@@ -29,7 +29,7 @@ GenerationOptions greedy(std::int64_t tokens) {
 TEST(Engine, EmbeddedModelContinuesText) {
   const Engine engine = open();
   EXPECT_EQ(engine.info().model, "embedded");
-  EXPECT_EQ(engine.info().numerics, "official");
+  EXPECT_EQ(engine.info().numerics, "exact");
   const auto prompt = engine.tokenizer().encode("The sea is");
   ASSERT_TRUE(prompt.has_value());
   Sequence sequence = engine.start();
