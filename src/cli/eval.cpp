@@ -2,6 +2,7 @@
 // (Arithmetic and calls of tools: eval_answers.)
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -17,6 +18,7 @@
 #include "cli/eval_answers.h"
 #include "cli/progress.h"
 #include "cli/prompt.h"
+#include "embedded_model.h"
 #include "model/transformer.h"
 #include "text/chat_dialect.h"
 
@@ -54,12 +56,34 @@ double surprise(std::span<const float> logits, std::int32_t token) {
   return std::log(sum) + most - static_cast<double>(logits[static_cast<std::size_t>(token)]);
 }
 
+struct ScoredModel {
+  Model model;
+  Tokenizer tokenizer;
+};
+
+// The directory of -m, or the embedded model.
+Result<ScoredModel> open_scored(const EngineOptions& options) {
+  if (!options.model.empty()) {
+    HADAL_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::load(options.model));
+    HADAL_ASSIGN_OR_RETURN(Model model, Model::load(options.model, options.notice));
+    return ScoredModel{std::move(model), std::move(tokenizer)};
+  }
+  const EmbeddedModel files = embedded_model();
+  HADAL_ASSIGN_OR_RETURN(Config config, parse_config(files.config_json));
+  auto image = Buffer<std::byte>::uninitialised(files.weights.size());  // aligned, unlike those of the binary
+  std::memcpy(image.data(), files.weights.data(), files.weights.size());
+  HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::from_bytes(std::move(image), "embedded model"));
+  HADAL_ASSIGN_OR_RETURN(Model model, Model::bind(std::move(config), std::move(checkpoint), options.notice));
+  HADAL_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::from_json(files.tokenizer_json));
+  return ScoredModel{std::move(model), std::move(tokenizer)};
+}
+
 Status perplexity(const Arguments& arguments) {
-  if (arguments.engine.model.empty())
-    return fail(ErrorCode::invalid_argument, "eval ppl needs a model: -m DIR");
   HADAL_ASSIGN_OR_RETURN(const std::string text, read_file(arguments.file));
   HADAL_RETURN_IF_ERROR(check_utf8(text, arguments.file));
-  HADAL_ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::load(arguments.engine.model));
+  HADAL_ASSIGN_OR_RETURN(const ScoredModel opened, open_scored(arguments.engine));
+  const Model& model = opened.model;
+  const Tokenizer& tokenizer = opened.tokenizer;
   HADAL_ASSIGN_OR_RETURN(std::vector<std::int32_t> tokens, tokenizer.encode(text));
   if (arguments.max_tokens > 0 && static_cast<std::int64_t>(tokens.size()) > arguments.max_tokens)
     tokens.resize(static_cast<std::size_t>(arguments.max_tokens));
@@ -70,7 +94,6 @@ Status perplexity(const Arguments& arguments) {
   ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend,
                          make_backend(arguments.engine.backend, arguments.engine.isa, pool));
-  HADAL_ASSIGN_OR_RETURN(const Model model, Model::load(arguments.engine.model, arguments.engine.notice));
   Numerics numerics = model.quantised() ? Numerics::official : Numerics::exact;
   if (!arguments.engine.numerics.empty()) {
     HADAL_ASSIGN_OR_RETURN(numerics, numerics_from_string(arguments.engine.numerics));

@@ -163,8 +163,8 @@ Result<Engine> Engine::open(const EngineOptions& options) {
   apply_memory_policy({options.huge_pages, numa}, options.notice);
   auto impl = std::make_shared<Impl>(options);
   HADAL_ASSIGN_OR_RETURN(impl->backend, make_backend(options.backend, options.isa, impl->pool));
-  HADAL_ASSIGN_OR_RETURN(Opened opened, embedded ? open_embedded(options)
-                                                 : open_directory(options, *impl->backend, impl->pool));
+  HADAL_ASSIGN_OR_RETURN(
+      Opened opened, embedded ? open_embedded(options) : open_directory(options, *impl->backend, impl->pool));
   impl->model = std::move(opened.model);
   impl->tokenizer = std::move(opened.tokenizer);
 
