@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <span>
+#include <utility>
 
 #include <fmt/format.h>
 #include <xxhash.h>
@@ -169,6 +170,7 @@ SequenceState SequenceState::fork() const {
   SequenceState copy(*layout_);
   copy.length_ = length_;
   copy.mtp_length_ = mtp_length_;
+  copy.replay_until_ = replay_until_;
   copy.fixed_ = fixed_.clone();
   copy.pages_ = pages_;
   copy.page_data_ = page_data_;
@@ -182,13 +184,21 @@ void SequenceState::prepare_append(std::int64_t count) {
   const auto last = static_cast<std::size_t>((length_ + count - 1) / kPageTokens);
   for (std::size_t i = first; i <= last; ++i) {
     if (i == pages_.size()) {
-      pages_.push_back(std::make_shared<Bytes>(static_cast<std::size_t>(layout_->page_bytes)));
+      pages_.push_back(std::make_shared<Page>(*layout_));
       page_data_.push_back(pages_.back()->data());
     } else if (pages_[i].use_count() > 1) {
-      pages_[i] = std::make_shared<Bytes>(pages_[i]->clone());
+      pages_[i] = std::make_shared<Page>(*pages_[i]);
       page_data_[i] = pages_[i]->data();
     }
   }
+}
+
+void SequenceState::begin_replay() {
+  const std::int64_t enough = layout_->window_rows * static_cast<std::int64_t>(layout_->blocks.size());
+  replay_until_ = length_;
+  length_ = std::max<std::int64_t>(0, length_ - enough) / kPageTokens * kPageTokens;
+  mtp_length_ = 0;
+  std::fill_n(fixed_.data(), fixed_.size(), std::byte{0});
 }
 
 void SequenceState::copy_fixed(Buffer<std::byte>& to) const {
@@ -289,7 +299,7 @@ Status SequenceState::save(const std::filesystem::path& path, std::uint64_t nume
   };
   HADAL_RETURN_IF_ERROR(put(std::as_bytes(std::span(&header, 1))));
   HADAL_RETURN_IF_ERROR(put(fixed_.span()));
-  for (const auto& page : pages_) HADAL_RETURN_IF_ERROR(put(page->span()));
+  for (const auto& page : pages_) HADAL_RETURN_IF_ERROR(put(std::as_const(*page).bytes()));
   const std::uint64_t checksum = XXH64_digest(hash.get());
   HADAL_RETURN_IF_ERROR(writer.write(std::as_bytes(std::span(&checksum, 1))));
   return writer.commit();
@@ -334,14 +344,14 @@ Result<SequenceState> SequenceState::load(const StateLayout& layout, const std::
 
   SequenceState state(layout);
   const std::byte* at = bytes.data() + sizeof(header);
-  const auto get = [&](Bytes& to) {
+  const auto get = [&](std::span<std::byte> to) {
     if (to.empty()) return;
     std::memcpy(to.data(), at, to.size());
     at += to.size();
   };
-  get(state.fixed_);
+  get(state.fixed_.span());
   state.prepare_append(header.length);
-  for (auto& page : state.pages_) get(*page);
+  for (auto& page : state.pages_) get(page->bytes());
   state.length_ = header.length;
   state.mtp_length_ = header.mtp_length;
   return state;
