@@ -33,5 +33,7 @@ void register_parse(CLI::App& app, Outcome& outcome);
 void register_inspect(CLI::App& app, Outcome& outcome);
 void register_init(CLI::App& app, Outcome& outcome);
 void register_bench(CLI::App& app, Outcome& outcome);
+void register_serve(CLI::App& app, Outcome& outcome);
+void register_cache(CLI::App& app, Outcome& outcome);
 
 }  // namespace hadal::cli

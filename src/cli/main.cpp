@@ -19,6 +19,8 @@ int main(int argc, char** argv) {
   hadal::cli::register_inspect(app, outcome);
   hadal::cli::register_init(app, outcome);
   hadal::cli::register_bench(app, outcome);
+  hadal::cli::register_serve(app, outcome);
+  hadal::cli::register_cache(app, outcome);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
