@@ -241,15 +241,16 @@ void Connection::take_request() {
 void Connection::watch() {
   if (watching_ || closed_ || !answering_ || buffer_.size() >= shared_->options.max_header_bytes) return;
   watching_ = true;
-  socket_.async_read_some(buffer_.prepare(4096),
-                          [self = shared_from_this()](beast::error_code error, std::size_t n) {
-                            self->watching_ = false;
-                            if (self->closed_) return;
-                            if (error) return self->close();
-                            self->buffer_.commit(n);
-                            if (self->answering_) return self->watch();
-                            self->read_header();  // the answer went out meanwhile, and waited for this read
-                          });
+  socket_.async_read_some(
+      buffer_.prepare(4096), [self = shared_from_this()](beast::error_code error, std::size_t n) {
+        self->watching_ = false;
+        if (self->closed_) return;
+        const bool called_off = error == asio::error::operation_aborted && !self->answering_;
+        if (error && !called_off) return self->close();
+        self->buffer_.commit(n);
+        if (self->answering_) return self->watch();
+        self->read_header();  // the answer went out meanwhile, and waited for this read
+      });
 }
 
 // An answer without the handler; the connection ends with it.
@@ -366,6 +367,10 @@ void Connection::finish_reply() {
   // A read that waits for the client to leave becomes the read of the next request.
   if (watching_) {
     arm(read_timer_, shared_->options.idle_timeout);
+    if (buffer_.size() > 0) {  // which has begun already, and may be here in whole
+      beast::error_code ignored;
+      socket_.cancel(ignored);
+    }
     return;
   }
   read_header();

@@ -82,7 +82,7 @@ def test_volatile_headers_do_not_cost_the_prefix(client):
             system=[{"type": "text", "text": f"x-anthropic-billing-header: cc_version=2; cch={cch};"},
                     {"type": "text", "text": "You are an agent. " * 60 + f"\n<total_tokens>{left} left</total_tokens>"}])
     ask("aaaaa", 100000)
-    assert ask("bbbbb", 99000).usage.input_tokens < 20
+    assert ask("bbbbb", 99000).usage.input_tokens < 40
 
 
 def test_tool_choice(client):
