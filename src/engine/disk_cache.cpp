@@ -125,6 +125,7 @@ Status DiskCache::scan() {
     if (!entries.contains(id)) HADAL_RETURN_IF_ERROR(index_->remove_file(id));
   }
   std::vector<DiskEntry*> by_length;
+  by_length.reserve(entries.size());
   for (auto& [id, entry] : entries) by_length.push_back(&entry);
   std::sort(by_length.begin(), by_length.end(), [](const DiskEntry* a, const DiskEntry* b) {
     return std::pair(a->header.length, a->header.id) < std::pair(b->header.length, b->header.id);
