@@ -7,7 +7,7 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache pkg-config libfmt-dev libexpected-dev libpcre2-dev nlohmann-json3-dev
-  libsimdjson-dev libcli11-dev libxxhash-dev libedit-dev robin-map-dev)
+  libsimdjson-dev libcli11-dev libxxhash-dev libsqlite3-dev libboost1.81-dev libedit-dev robin-map-dev)
 case ${1:-} in
   build) ;;
   test)

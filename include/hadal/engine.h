@@ -160,6 +160,7 @@ class Engine {
 
  private:
   friend class Sequence;
+  friend class ModelRunner;  // the scheduler of a server runs the model by itself (src/engine/runner.h)
   struct Impl;
   explicit Engine(std::shared_ptr<Impl> impl);
   std::shared_ptr<Impl> impl_;

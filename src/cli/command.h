@@ -38,5 +38,7 @@ void register_data(CLI::App& app, Outcome& outcome);
 void register_tokenizer(CLI::App& app, Outcome& outcome);
 void register_train(CLI::App& app, Outcome& outcome);
 void register_eval(CLI::App& app, Outcome& outcome);
+void register_serve(CLI::App& app, Outcome& outcome);
+void register_cache(CLI::App& app, Outcome& outcome);
 
 }  // namespace hadal::cli

@@ -24,6 +24,8 @@ int main(int argc, char** argv) {
   hadal::cli::register_tokenizer(app, outcome);
   hadal::cli::register_train(app, outcome);
   hadal::cli::register_eval(app, outcome);
+  hadal::cli::register_serve(app, outcome);
+  hadal::cli::register_cache(app, outcome);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -12,7 +12,7 @@
 #include "base/mapped_file.h"
 #include "base/memory_policy.h"
 #include "embedded_model.h"
-#include "engine/sampler.h"
+#include "engine/engine_impl.h"
 #include "engine/stop_strings.h"
 #include "model/inventory.h"
 #include "model/transformer.h"
@@ -87,25 +87,6 @@ std::string_view to_string(FinishReason reason) {
   }
   return "unknown";
 }
-
-struct Engine::Impl {
-  explicit Impl(const EngineOptions& given) : options(given), pool(given.threads, given.pin_threads) {}
-
-  // Whether a sequence of `length` tokens can read these: what the forward would refuse, before it begins.
-  Status check_tokens(std::int64_t length, std::span<const std::int32_t> tokens) const;
-
-  EngineOptions options;
-  ThreadPool pool;
-  std::optional<Model> model;
-  std::optional<Tokenizer> tokenizer;
-  std::unique_ptr<Backend> backend;
-  std::optional<Transformer> transformer;
-  StateFormat state = StateFormat::f32;
-  Sampler sampler;
-  EngineInfo info;
-
-  const StateLayout& state_layout() const { return model->state_layout(state); }
-};
 
 Status Engine::Impl::check_tokens(std::int64_t length, std::span<const std::int32_t> tokens) const {
   const std::int64_t total = length + static_cast<std::int64_t>(tokens.size());

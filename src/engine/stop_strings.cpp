@@ -13,7 +13,12 @@ std::string StopStrings::push(std::string_view text) {
   if (stopped_) return {};
   held_ += text;
   std::size_t first = std::string::npos;
-  for (const std::string& stop : strings_) first = std::min(first, held_.find(stop));
+  for (const std::string& stop : strings_) {
+    const std::size_t at = held_.find(stop);
+    if (at >= first) continue;
+    first = at;
+    matched_ = stop;
+  }
   if (first != std::string::npos) {
     stopped_ = true;
     return std::exchange(held_, {}).substr(0, first);

@@ -17,10 +17,12 @@ class StopStrings {
   // The end of the text: what was held back.
   std::string flush();
   bool stopped() const { return stopped_; }
+  const std::string& matched() const { return matched_; }  // once stopped()
 
  private:
   std::vector<std::string> strings_;
   std::string held_;
+  std::string matched_;
   bool stopped_ = false;
 };
 

@@ -36,10 +36,11 @@ void compress_tokens(const Forward& f, std::int64_t block, const CompressorPlan&
   auto* positions = f.host.take<std::int64_t>(n_rows);
   auto* places = f.host.take<StoreRowsParams::Place>(n_rows);
   std::int64_t row = 0;
+  std::size_t wanted = 0;
   for (const Segment& s : f.segments) {
     for (std::int64_t b = s.start / m; b < (s.start + s.count) / m; ++b, ++row) {
       positions[row] = b * m;
-      places[row] = {row, s.state->page(rows, b), b % rows.per_page};
+      if (s.state->wants(rows, b)) places[wanted++] = {row, s.state->page(rows, b), b % rows.per_page};
     }
   }
   const std::int64_t rope_dim = f.config.qk_rope_head_dim;
@@ -56,7 +57,7 @@ void compress_tokens(const Forward& f, std::int64_t block, const CompressorPlan&
     f.round_cache_rows(n_rows, out);
   }
   f.watch(plan.tap_name, out, {n_rows, dim});
-  f.backend.run(StoreRowsParams{rows.shape, out, {places, count}});
+  f.backend.run(StoreRowsParams{rows.shape, out, {places, wanted}});
 }
 
 }  // namespace hadal

@@ -52,8 +52,10 @@ void store(const Forward& f, const RowsLayout& rows, const float* x) {
   auto* places = f.host.take<StoreRowsParams::Place>(f.n_tokens());
   std::size_t count = 0;
   for (const Segment& s : f.segments) {
-    for (std::int64_t t = s.start; t < s.start + s.count; ++t, ++count)
-      places[count] = {static_cast<std::int64_t>(count), s.state->page(rows, t), t % rows.per_page};
+    for (std::int64_t i = 0; i < s.count; ++i) {
+      const std::int64_t t = s.start + i;
+      if (s.state->wants(rows, t)) places[count++] = {s.begin + i, s.state->page(rows, t), t % rows.per_page};
+    }
   }
   f.backend.run(StoreRowsParams{rows.shape, x, {places, count}});
 }

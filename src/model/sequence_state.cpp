@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <span>
+#include <utility>
 
 #include <fmt/format.h>
 #include <xxhash.h>
@@ -181,6 +182,7 @@ SequenceState SequenceState::fork() const {
   SequenceState copy(*layout_, *memory_);
   copy.length_ = length_;
   copy.mtp_length_ = mtp_length_;
+  copy.replay_until_ = replay_until_;
   copy.fixed_ = fixed_.clone();
   copy.pages_ = pages_;
   copy.page_data_ = page_data_;
@@ -194,11 +196,10 @@ void SequenceState::prepare_append(std::int64_t count) {
   const auto last = static_cast<std::size_t>((length_ + count - 1) / kPageTokens);
   for (std::size_t i = first; i <= last; ++i) {
     if (i == pages_.size()) {
-      pages_.push_back(
-          std::make_shared<Bytes>(Bytes::zeros(static_cast<std::size_t>(layout_->page_bytes), *memory_)));
+      pages_.push_back(std::make_shared<Page>(*layout_, *memory_));
       page_data_.push_back(pages_.back()->data());
     } else if (pages_[i].use_count() > 1) {
-      pages_[i] = std::make_shared<Bytes>(pages_[i]->clone());
+      pages_[i] = std::make_shared<Page>(*pages_[i]);
       page_data_[i] = pages_[i]->data();
     }
   }
@@ -216,7 +217,7 @@ void SequenceState::move_to(Memory& memory) {
   };
   fixed_ = moved(fixed_);
   for (std::size_t i = 0; i < pages_.size(); ++i) {
-    pages_[i] = std::make_shared<Bytes>(moved(*pages_[i]));
+    pages_[i] = std::make_shared<Page>(*layout_, moved(pages_[i]->block()));
     page_data_[i] = pages_[i]->data();
   }
   for (auto& [length, checkpoint] : checkpoints_) {
@@ -226,6 +227,14 @@ void SequenceState::move_to(Memory& memory) {
     checkpoint = std::move(copy);
   }
   memory_ = &memory;
+}
+
+void SequenceState::begin_replay() {
+  const std::int64_t enough = layout_->window_rows * static_cast<std::int64_t>(layout_->blocks.size());
+  replay_until_ = length_;
+  length_ = std::max<std::int64_t>(0, length_ - enough) / kPageTokens * kPageTokens;
+  mtp_length_ = 0;
+  fixed_ = Bytes::zeros(fixed_.size(), *memory_);
 }
 
 void SequenceState::copy_fixed(Buffer<std::byte>& to) const {
@@ -332,7 +341,7 @@ Status SequenceState::save(const std::filesystem::path& path, std::uint64_t nume
     return put(bytes);
   };
   HADAL_RETURN_IF_ERROR(put_block(fixed_));
-  for (const auto& page : pages_) HADAL_RETURN_IF_ERROR(put_block(*page));
+  for (const auto& page : pages_) HADAL_RETURN_IF_ERROR(put_block(page->block()));
   const std::uint64_t checksum = XXH64_digest(hash.get());
   HADAL_RETURN_IF_ERROR(writer.write(std::as_bytes(std::span(&checksum, 1))));
   return writer.commit();
@@ -377,14 +386,14 @@ Result<SequenceState> SequenceState::load(const StateLayout& layout, const std::
 
   SequenceState state(layout);
   const std::byte* at = bytes.data() + sizeof(header);
-  const auto get = [&](Bytes& to) {
+  const auto get = [&](std::span<std::byte> to) {
     if (to.empty()) return;
     std::memcpy(to.data(), at, to.size());
     at += to.size();
   };
-  get(state.fixed_);
+  get(state.fixed_.span());
   state.prepare_append(header.length);
-  for (auto& page : state.pages_) get(*page);
+  for (auto& page : state.pages_) get(page->bytes());
   state.length_ = header.length;
   state.mtp_length_ = header.mtp_length;
   return state;

@@ -7,11 +7,14 @@
 // of the fixed part there, with the pages before it by reference, is all that a rewind needs.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <hadal/error.h>
@@ -73,10 +76,35 @@ struct StateLayout {
   std::int64_t fixed_bytes = 0;   // of a sequence, whatever its length
   std::int64_t page_bytes = 0;    // of kPageTokens tokens
   std::uint64_t fingerprint = 0;  // of everything above and the config's shapes; guards saved states
+  // Pages of this layout that exist, each counted once however many states share it.
+  std::shared_ptr<std::atomic<std::int64_t>> live_pages = std::make_shared<std::atomic<std::int64_t>>(0);
 
   std::int64_t bytes(std::int64_t tokens) const {
     return fixed_bytes + (tokens + kPageTokens - 1) / kPageTokens * page_bytes;
   }
+};
+
+// kPageTokens tokens' rows of all blocks, zero when made. Counts itself in StateLayout::live_pages.
+class Page {
+ public:
+  Page(const StateLayout& layout, Memory& memory)
+      : Page(layout, MemoryBlock::zeros(static_cast<std::size_t>(layout.page_bytes), memory)) {}
+  Page(const StateLayout& layout, MemoryBlock bytes) : bytes_(std::move(bytes)), live_(layout.live_pages) {
+    ++*live_;
+  }
+  Page(const Page& other) : bytes_(other.bytes_.clone()), live_(other.live_) { ++*live_; }
+  Page& operator=(const Page&) = delete;
+  ~Page() { --*live_; }
+
+  std::byte* data() { return bytes_.data(); }
+  const MemoryBlock& block() const { return bytes_; }
+  // On the host.
+  std::span<const std::byte> bytes() const { return bytes_.span(); }
+  std::span<std::byte> bytes() { return bytes_.span(); }
+
+ private:
+  MemoryBlock bytes_;
+  std::shared_ptr<std::atomic<std::int64_t>> live_;
 };
 
 class SequenceState {
@@ -112,6 +140,21 @@ class SequenceState {
 
   std::int64_t resident_bytes() const;  // pages shared with others counted in full
 
+  // For a state whose pages are whole but whose fixed part is not. Goes back so far that reading the same
+  // tokens again makes the fixed part what it was: a layer's window rows are right once the layer below is
+  // right for a window's length, so windows x layers tokens are enough (the report, 3.5.1). Rows that are in
+  // pages already stay as they are, and forwards attend to them.
+  void begin_replay();
+  bool replaying() const { return replay_until_ > 0; }  // the fixed part is not right yet
+
+  // The parts, for who keeps states elsewhere (engine/disk_cache.h). To fill a state from its parts:
+  // prepare_append(n) and advance(n) on an empty one, then write fixed_part() and every page().
+  std::span<const std::byte> fixed_part() const { return fixed_.span(); }
+  std::span<std::byte> fixed_part() { return fixed_.span(); }
+  std::size_t page_count() const { return pages_.size(); }
+  std::span<const std::byte> page(std::size_t i) const { return std::as_const(*pages_[i]).bytes(); }
+  std::span<std::byte> page(std::size_t i) { return pages_[i]->bytes(); }
+
   // For the forward. ---------------------------------------------------------------------------------
   const StateLayout& layout() const { return *layout_; }
   std::byte* fixed(std::int64_t offset) { return fixed_.data() + offset; }
@@ -124,10 +167,18 @@ class SequenceState {
   std::byte* page(const RowsLayout& rows, std::int64_t i) const {
     return page_data_[static_cast<std::size_t>(i / rows.per_page)] + rows.offset;
   }
+  // Whether row `i` of a block is to be stored when a forward has made it: not if it is there from before a
+  // replay.
+  bool wants(const RowsLayout& rows, std::int64_t i) const {
+    return i >= replay_until_ * rows.per_page / kPageTokens;
+  }
   PagedRows paged_rows(const RowsLayout& rows) const {
     return {page_data_.data(), rows.offset, rows.per_page, rows.shape};
   }
-  void advance(std::int64_t count) { length_ += count; }
+  void advance(std::int64_t count) {
+    length_ += count;
+    if (length_ >= replay_until_) replay_until_ = 0;
+  }
   // The fixed part, to go back to when a forward fails before advance(): rows that it left in pages lie
   // behind the length, where the next forward writes them again.
   void copy_fixed(Buffer<std::byte>& to) const;
@@ -147,8 +198,9 @@ class SequenceState {
   Memory* memory_;
   std::int64_t length_ = 0;
   std::int64_t mtp_length_ = 0;
+  std::int64_t replay_until_ = 0;  // rows of whole blocks before this token are not stored again
   Bytes fixed_;
-  std::vector<std::shared_ptr<Bytes>> pages_;
+  std::vector<std::shared_ptr<Page>> pages_;
   std::vector<std::byte*> page_data_;  // pages_[i]->data()
   std::map<std::int64_t, std::shared_ptr<const Checkpoint>> checkpoints_;
 };

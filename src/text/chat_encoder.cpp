@@ -30,11 +30,12 @@ class PromptWriter {
 
   void plain(std::string_view text) {
     if (text.empty()) return;
-    if (prompt_.empty() || prompt_.back().control) prompt_.emplace_back();
+    if (prompt_.empty() || prompt_.back().control || !prompt_.back().tokens.empty()) prompt_.emplace_back();
     prompt_.back().text += text;
   }
 
   void control(std::string_view token) { prompt_.push_back({std::string(token), true}); }
+  void sampled(const std::vector<std::int32_t>& tokens) { prompt_.push_back({"", false, tokens}); }
 
   // Text of the template: the special tokens in it are meant.
   void markup(std::string_view text) {
@@ -233,6 +234,9 @@ class Renderer {
   void write_assistant(std::size_t index) {
     const ChatMessage& message = turns_[index].message;
     const bool answers_task = index > 0 && turns_[index - 1].message.task.has_value();
+    const bool follows_user = index > 0 && opens_generation(turns_[index - 1]) && !answers_task;
+    if (!message.sampled.empty() && follows_user && message.sampled_thinking == shows_thinking(index - 1))
+      return out_.sampled(message.sampled);
     if (shows_thinking(index) && !answers_task) {
       out_.plain(message.reasoning_content);
       out_.control(dialect_.think_end);

@@ -3,6 +3,7 @@
 // that only looks like one.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,10 +20,12 @@ namespace hadal {
 
 // A stretch of the prompt. With `control` set it is exactly one special token, written by the template.
 // Otherwise it is plain text: what a user, a tool or the model said, or prose of the template. Plain text
-// must be tokenised with special tokens off: `<｜User｜>` in a user's message must not open a turn.
+// must be tokenised with special tokens off: `<｜User｜>` in a user's message must not open a turn. A turn
+// whose tokens are known (ChatMessage::sampled) is a segment of those, without text.
 struct PromptSegment {
   std::string text;
   bool control = false;
+  std::vector<std::int32_t> tokens{};
 };
 
 struct ChatOptions {
@@ -45,7 +48,7 @@ Result<std::vector<PromptSegment>> encode_chat(const ChatDialect& dialect,
                                                const ChatOptions& options = {},
                                                std::span<const ChatMessage> context = {});
 
-// The segments put together.
+// The segments put together; sampled turns are left out.
 std::string prompt_text(std::span<const PromptSegment> prompt);
 
 }  // namespace hadal

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -33,7 +34,12 @@ struct ChatMessage {
   std::string response_format;       // JSON; empty: none
   std::optional<std::string> task;   // a quick instruction
   bool wo_eos = false;               // assistant: the turn goes on, no EOS
-  std::size_t position = 0;          // index in the request, for messages of errors
+  // assistant: the very tokens that the model wrote for this turn, if they are known. They stand in place of
+  // the fields above where the turn begins as it did then: after <think> (sampled_thinking) or after
+  // </think>.
+  std::vector<std::int32_t> sampled;
+  bool sampled_thinking = false;
+  std::size_t position = 0;  // index in the request, for messages of errors
 };
 
 // From a JSON array of messages. What it does with each field that the official encoder cannot take is in

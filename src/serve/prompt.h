@@ -1,0 +1,39 @@
+// From a request to the tokens that the model reads, and to how its output is to be understood.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <hadal/tokenizer.h>
+
+#include "serve/replay_store.h"
+#include "serve/request.h"
+#include "text/chat_dialect.h"
+#include "text/output_parser.h"
+
+namespace hadal::serve {
+
+struct Prompt {
+  std::vector<std::int32_t> tokens;
+  std::vector<std::int64_t> boundaries;  // lengths worth a snapshot, ascending
+  OutputParserOptions parser;
+  std::string fed;                    // what the parser must have seen before the output
+  bool thinking = false;              // the turn begins after <think>
+  std::vector<std::int32_t> opening;  // tokens of the turn that the prompt ends with
+  Sha256 transcript{};                // of the messages
+  std::string text;                   // of the prompt, sampled turns decoded; only when asked for
+};
+
+struct PromptContext {
+  const Tokenizer& tokenizer;
+  const ChatDialect& dialect;
+  const ReplayStore* replay;  // null: none
+  std::string name_space;
+};
+
+// Errors: invalid_argument.
+Result<Prompt> chat_prompt(const Request& request, const PromptContext& context, bool with_text = false);
+Result<Prompt> completion_prompt(const Request& request, const PromptContext& context);
+
+}  // namespace hadal::serve
