@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <utility>
 
 namespace hadal {
@@ -63,6 +64,9 @@ class MemoryBlock {
   const std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
+  // Of a block on the host.
+  std::span<std::byte> span() { return {data_, size_}; }
+  std::span<const std::byte> span() const { return {data_, size_}; }
   Memory& memory() const { return *memory_; }
 
   MemoryBlock clone() const {

@@ -67,8 +67,6 @@ Status serve(Arguments arguments) {
   options.notice = notice;
   options.scheduler.notice = notice;
   if (!arguments.quiet) options.log = log_line;
-  if (info.random_weights)
-    notice("the embedded model has random weights (no trained one exists yet): expect noise");
   HADAL_ASSIGN_OR_RETURN(const std::unique_ptr<serve::Server> server,
                          serve::Server::start(std::move(model), options));
   notice(fmt::format("listening on http://{}:{}", options.http.host, server->port()));

@@ -18,13 +18,13 @@ void multiply(float* x, std::int64_t n, float factor) {
 }
 
 // One sequence's rows as the ops of inference see them: a single page.
-class Page {
+class SinglePage {
  public:
-  Page(const float* rows, std::int64_t n_rows, std::int64_t dim)
+  SinglePage(const float* rows, std::int64_t n_rows, std::int64_t dim)
       : page_(reinterpret_cast<const std::byte*>(rows)),
         rows_{&page_, 0, std::max<std::int64_t>(1, n_rows), {RowFormat::f32, dim, 0}} {}
-  Page(const Page&) = delete;
-  Page& operator=(const Page&) = delete;
+  SinglePage(const SinglePage&) = delete;
+  SinglePage& operator=(const SinglePage&) = delete;
   const PagedRows& rows() const { return rows_; }
 
  private:
@@ -68,7 +68,7 @@ const std::int32_t* IndexerLayer::select(Pass& pass, const CausalAttentionShape&
   auto* selected = pass.kept.take<std::int32_t>(pass.n() * k);
   const std::vector<std::int64_t> visible = visible_rows(shape);
   for (std::int64_t b = 0; b < shape.sequences; ++b) {
-    const Page page(rows_ + b * shape.n_rows * dim, shape.n_rows, dim);
+    const SinglePage page(rows_ + b * shape.n_rows * dim, shape.n_rows, dim);
     const std::int64_t at = b * shape.length;
     pass.backend.run(IndexSelectParams{shape.length, heads, dim, k, q_ + at * heads * dim,
                                        weights_ + at * heads, page.rows(), visible, selected + at * k});
