@@ -161,7 +161,7 @@ TEST_F(SchedulerTest, RefusesWhatIsTooMuch) {
   };
   EXPECT_EQ(refused(request_of(random_tokens(101, 1), 1)), Refusal::Kind::too_long);
   EXPECT_EQ(refused(request_of({}, 1)), Refusal::Kind::invalid);
-  EXPECT_EQ(refused(request_of({320}, 1)), Refusal::Kind::invalid);
+  EXPECT_EQ(refused(request_of({1 << 20}, 1)), Refusal::Kind::invalid);
   EXPECT_EQ(refused(request_of({-1}, 1)), Refusal::Kind::invalid);
   std::mutex gate;
   gate.lock();  // the first request hangs in its first token, so that the others wait
