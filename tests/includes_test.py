@@ -4,7 +4,9 @@
     tests/includes_test.py [ROOT]
 
 Reads the #include lines of include/, src/, tests/, fuzz/ and bench/, and the links of hadal_room() in
-CMakeLists.txt. First it proves, on a tree made for it, that it can fail.
+CMakeLists.txt. Also fails where two files of src/ and include/ define a type of one name in one namespace:
+what no file includes together the linker mixes up without a word. First it proves, on a tree made for it,
+that it can fail.
 """
 
 import re
@@ -43,6 +45,8 @@ EXTRA = {"tests/ops/kernel_vectors_test.cpp": {"formats", "model"}}
 TEST_HELPERS = {"base", "tensor", "formats"}
 
 INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
+NAMESPACE = re.compile(r"(?:inline )?namespace\s*([\w:]*)\s*\{")
+TYPE = re.compile(r"(?:struct|class|enum class|union)\s+(?:alignas\([^)]*\)\s*)?(\w+(?:::\w+)*)\b(?!\s*(?::[\s\w:]+)?;)")
 ROOM_CALL = re.compile(r"^hadal_room\((\w+)\s+DEPS\s+([^)]*)\)", re.MULTILINE)
 SUFFIXES = {".h", ".cpp", ".inc", ".cu", ".cuh"}
 
@@ -96,14 +100,37 @@ def check_include(root: Path, file: Path, angled: bool, target: str) -> str | No
     return f'"{target}": may include from {", ".join(sorted(allowed)) or "no room"} only'
 
 
+def types(text: str) -> list[tuple[int, str]]:
+    """Line and full name of each type that the text defines at the level of a namespace, the unnamed one left
+    out. Relies on the project's format: no indentation there, and `}  // namespace NAME` at the end."""
+    found = []
+    namespaces: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := NAMESPACE.match(line):
+            if "}" not in line:
+                namespaces.append(match[1])
+        elif line.startswith("}  // namespace") and namespaces:
+            namespaces.pop()
+        elif (match := TYPE.match(line)) and "" not in namespaces:
+            found.append((number, "::".join([*namespaces, match[1]])))
+    return found
+
+
 def problems(root: Path) -> list[str]:
-    """Every include and every link below `root` that goes against the arrows, as "file:line: what"."""
+    """Every include and link below `root` that goes against the arrows, and every second definition of a type,
+    as "file:line: what"."""
     found = []
     homes: dict[str, list[str]] = {}
+    defined: dict[str, str] = {}  # by the full name of a type
     folders = ("include", "src", "tests", "fuzz", "bench")
     for file in sorted(p for folder in folders for p in (root / folder).rglob("*") if p.suffix in SUFFIXES):
         path = file.relative_to(root).as_posix()
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        text = file.read_text(encoding="utf-8")
+        if path.startswith(("include/", "src/")) and file.suffix != ".inc":
+            for number, name in types(text):
+                if defined.setdefault(name, path) != path:
+                    found.append(f"{path}:{number}: {defined[name]} defines {name} too")
+        for number, line in enumerate(text.splitlines(), 1):
             match = INCLUDE.match(line)
             if not match:
                 continue
@@ -138,6 +165,10 @@ def check_that_it_can_fail() -> None:
         "src/dist/one.cpp": "#include <mpi.h>\n",
         "src/dist/two.cpp": "#include <mpi.h>\n",
         "src/text/d.cpp": '#include "embedded_model.h"\n#include "utf8.h"\n',
+        "src/text/k.h": "namespace hadal {\nstruct Row;\nstruct Row {\n  struct Part {};\n};\n}  // namespace hadal\n",
+        "src/text/l.cpp": "namespace hadal {\nnamespace {\nstruct Row {};\n}  // namespace\nstruct Part {};\n}  // namespace hadal\n",
+        "src/text/m.cpp": "namespace hadal::a {\nstruct Row {};\n}  // namespace hadal::a\n",
+        "src/text/n.cpp": "namespace hadal {\nenum class Row { a };\n}  // namespace hadal\n",
         "src/attic/e.cpp": '#include "base/log.h"\n',
         "tests/helper.h": '#include "formats/safetensors.h"\n#include "model/model.h"\n',
         "tests/text/cases.h": "#include <string>\n",
@@ -159,6 +190,7 @@ def check_that_it_can_fail() -> None:
         "src/model/b.cpp:4",
         "src/text/d.cpp:1",
         "src/text/d.cpp:2",
+        "src/text/n.cpp:2",
         "tests/helper.h:2",
         "tests/tensor/g_test.cpp:1",
         "tests/text/f_test.cpp:3",
@@ -178,7 +210,7 @@ def main() -> int:
     check_that_it_can_fail()
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
     found = problems(root)
-    print("\n".join(found) if found else "every include follows the arrows")
+    print("\n".join(found) if found else "every include follows the arrows, every type has one definition")
     return 1 if found else 0
 
 

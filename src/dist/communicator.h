@@ -14,7 +14,7 @@
 namespace hadal {
 
 // values[offset, offset + size) of a set of numbers that all ranks have alike, and the rank that keeps it.
-struct Segment {
+struct Shard {
   std::int64_t offset = 0, size = 0;
   int owner = 0;
 };
@@ -29,10 +29,10 @@ class Communicator {
   virtual int size() const = 0;
   virtual int local_size() const = 0;  // ranks on this machine
 
-  // Segments become the sum over the ranks at their owners; elsewhere they are what they were.
-  virtual void sum_to_owners(std::span<const Segment> segments, float* values) = 0;
-  // Segments become what their owners have.
-  virtual void share(std::span<const Segment> segments, float* values) = 0;
+  // Shards become the sum over the ranks at their owners; elsewhere they are what they were.
+  virtual void sum_to_owners(std::span<const Shard> shards, float* values) = 0;
+  // Shards become what their owners have.
+  virtual void share(std::span<const Shard> shards, float* values) = 0;
   // The bytes of each rank, in the order of ranks.
   virtual std::vector<std::vector<std::byte>> gather_bytes(std::span<const std::byte> mine) = 0;
 
@@ -53,8 +53,8 @@ class Alone final : public Communicator {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   int local_size() const override { return 1; }
-  void sum_to_owners(std::span<const Segment>, float*) override {}
-  void share(std::span<const Segment>, float*) override {}
+  void sum_to_owners(std::span<const Shard>, float*) override {}
+  void share(std::span<const Shard>, float*) override {}
   std::vector<std::vector<std::byte>> gather_bytes(std::span<const std::byte> mine) override {
     return {{mine.begin(), mine.end()}};
   }

@@ -47,11 +47,11 @@ class MpiCommunicator final : public Communicator {
   int size() const override { return size_; }
   int local_size() const override { return local_size_; }
 
-  // Every rank sends each owner its part of that owner's segments, and the owner adds them up.
-  void sum_to_owners(std::span<const Segment> segments, float* values) override {
-    const Layout all = layout(segments);
+  // Every rank sends each owner its part of that owner's shards, and the owner adds them up.
+  void sum_to_owners(std::span<const Shard> shards, float* values) override {
+    const Layout all = layout(shards);
     std::vector<float> sent(all.total);
-    copy_out(segments, values, all, sent, -1);
+    copy_out(shards, values, all, sent, -1);
     const auto mine = static_cast<std::size_t>(all.counts[static_cast<std::size_t>(rank_)]);
     std::vector<float> received(mine * static_cast<std::size_t>(size_));
     std::vector<int> counts(static_cast<std::size_t>(size_), static_cast<int>(mine)), begins;
@@ -59,7 +59,7 @@ class MpiCommunicator final : public Communicator {
     MPI_Alltoallv(sent.data(), all.counts.data(), all.begins.data(), MPI_FLOAT, received.data(),
                   counts.data(), begins.data(), MPI_FLOAT, MPI_COMM_WORLD);
     std::size_t at = 0;
-    for (const Segment& s : segments) {
+    for (const Shard& s : shards) {
       if (s.owner != rank_) continue;
       for (std::int64_t i = 0; i < s.size; ++i, ++at) {
         float sum = received[at];
@@ -69,15 +69,15 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  void share(std::span<const Segment> segments, float* values) override {
-    const Layout all = layout(segments);
+  void share(std::span<const Shard> shards, float* values) override {
+    const Layout all = layout(shards);
     std::vector<float> received(all.total);
     const auto own = static_cast<std::size_t>(rank_);
-    copy_out(segments, values, all, received, rank_);
+    copy_out(shards, values, all, received, rank_);
     MPI_Allgatherv(MPI_IN_PLACE, all.counts[own], MPI_FLOAT, received.data(), all.counts.data(),
                    all.begins.data(), MPI_FLOAT, MPI_COMM_WORLD);
     std::vector<int> next = all.begins;
-    for (const Segment& s : segments) {
+    for (const Shard& s : shards) {
       int& at = next[static_cast<std::size_t>(s.owner)];
       if (s.owner != rank_) std::copy_n(received.data() + at, s.size, values + s.offset);
       at += static_cast<int>(s.size);
@@ -105,15 +105,15 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
-  // All segments, those of an owner one behind the other, in the order of owners.
+  // All shards, those of an owner one behind the other, in the order of owners.
   struct Layout {
     std::vector<int> counts, begins;  // [ranks]
     std::size_t total = 0;
   };
-  Layout layout(std::span<const Segment> segments) const {
+  Layout layout(std::span<const Shard> shards) const {
     Layout all;
     all.counts.resize(static_cast<std::size_t>(size_));
-    for (const Segment& s : segments) {
+    for (const Shard& s : shards) {
       int& count = all.counts[static_cast<std::size_t>(s.owner)];
       count = checked(static_cast<std::size_t>(count) + static_cast<std::size_t>(s.size));
     }
@@ -124,10 +124,10 @@ class MpiCommunicator final : public Communicator {
     return all;
   }
   // Of one owner, or of all (-1).
-  static void copy_out(std::span<const Segment> segments, const float* values, const Layout& all,
+  static void copy_out(std::span<const Shard> shards, const float* values, const Layout& all,
                        std::vector<float>& to, int owner) {
     std::vector<int> next = all.begins;
-    for (const Segment& s : segments) {
+    for (const Shard& s : shards) {
       int& at = next[static_cast<std::size_t>(s.owner)];
       if (owner < 0 || s.owner == owner) std::copy_n(values + s.offset, s.size, to.data() + at);
       at += static_cast<int>(s.size);

@@ -215,7 +215,7 @@ void BatchRunner::run_part(const StepPlan& plan, std::span<const Batch> batches,
 
 StepGradient BatchRunner::forward_backward(const StepPlan& plan, const ParameterSet& weights,
                                            std::span<const std::int32_t> routing,
-                                           std::span<const Segment> segments, ParameterSet& gradients) {
+                                           std::span<const Shard> shards, ParameterSet& gradients) {
   StepGradient result;
   result.load.resize(
       static_cast<std::size_t>(recipe_->config.num_blocks() * recipe_->config.n_routed_experts));
@@ -244,8 +244,8 @@ StepGradient BatchRunner::forward_backward(const StepPlan& plan, const Parameter
     add(*of_part_, gradients, *pool_);
   }
   if (ranks_->size() > 1) {
-    ranks_->sum_to_owners(segments, gradients.values().data());
-    for (const Segment& s : segments) {
+    ranks_->sum_to_owners(shards, gradients.values().data());
+    for (const Shard& s : shards) {
       if (s.owner != ranks_->rank()) std::fill_n(gradients.values().data() + s.offset, s.size, 0.0F);
     }
     for (const std::int64_t n : result.load) sums.push_back(static_cast<double>(n));

@@ -40,10 +40,10 @@ class BatchRunner {
   Status prepare(const StepPlan& plan);
 
   // The step's losses, and its gradient, which replaces what was in `gradients`. Of several ranks each has
-  // the gradient of the segments it owns, and zero elsewhere. `routing`: where its tokens go, as route() gave
+  // the gradient of the shards it owns, and zero elsewhere. `routing`: where its tokens go, as route() gave
   // it for this step; empty: the router's choice.
   StepGradient forward_backward(const StepPlan& plan, const ParameterSet& weights,
-                                std::span<const std::int32_t> routing, std::span<const Segment> segments,
+                                std::span<const std::int32_t> routing, std::span<const Shard> shards,
                                 ParameterSet& gradients);
   // Where the tokens of a step go by these weights: the routings of its forwards, one behind the other.
   std::vector<std::int32_t> route(const StepPlan& plan, const ParameterSet& weights);

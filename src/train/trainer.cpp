@@ -59,7 +59,7 @@ struct Trainer::Impl {
   TrainerState state = {};
   std::optional<MetricsFile> metrics = {};  // of the first rank
   // Of several ranks: who updates which parameter, in the weights and in the second moments.
-  std::vector<Segment> segments = {}, second_segments = {};
+  std::vector<Shard> shards = {}, second_shards = {};
   std::vector<bool> mine = {};  // by parameter
   Alone alone = {};
 
@@ -73,9 +73,9 @@ struct Trainer::Impl {
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const Parameter& p = parameters[i];
       mine.push_back(owners[i] == ranks().rank());
-      segments.push_back({p.offset, p.size, owners[i]});
+      shards.push_back({p.offset, p.size, owners[i]});
       if (optimizer.second_offset(i) >= 0)
-        second_segments.push_back({optimizer.second_offset(i), p.size, owners[i]});
+        second_shards.push_back({optimizer.second_offset(i), p.size, owners[i]});
     }
   }
 
@@ -154,8 +154,8 @@ struct Trainer::Impl {
   }
 
   Status snapshot() {
-    ranks().share(segments, optimizer.state().first.values().data());
-    ranks().share(second_segments, optimizer.state().second.data());
+    ranks().share(shards, optimizer.state().first.values().data());
+    ranks().share(second_shards, optimizer.state().second.data());
     if (!first_rank()) return agree(ranks(), {});
     const Status written = write_snapshot(options.run, hash, state, weights, optimizer.state());
     if (written) prune_snapshots(options.run, recipe.snapshot.keep);
@@ -250,7 +250,7 @@ struct Trainer::Impl {
     std::span<const std::int32_t> routing;
     if (!state.routing.empty()) routing = state.routing.front();
     m.anticipated = !routing.empty();
-    StepGradient gradient = batches->forward_backward(m.plan, weights, routing, segments, gradients);
+    StepGradient gradient = batches->forward_backward(m.plan, weights, routing, shards, gradients);
     if (options.tamper) options.tamper(m.plan.step, gradient.losses, gradients);
     m.model_seconds = seconds_since(start);
     const Clock::time_point update = Clock::now();
@@ -269,7 +269,7 @@ struct Trainer::Impl {
                             : m.plan.attention == StageAttention::indexer ? Trained::indexer
                                                                           : Trained::all;
     optimizer.step(weights, gradients, trained, m.plan.learning_rate, m.gradient_norm, mine);
-    ranks().share(segments, weights.values().data());
+    ranks().share(shards, weights.values().data());
     if (trained != Trained::indexer) balance_experts(gradient.load);
     describe_load(gradient.load, m);
     m.optimizer_seconds = seconds_since(update);

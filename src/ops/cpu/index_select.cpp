@@ -81,13 +81,15 @@ void CpuBackend::block_scores(const IndexSelectParams& p, std::int64_t t, const 
   switch (p.rows.shape.format) {
     case RowFormat::fp4_tiles:
       return kernels_.index_scores(block, index_.queries[t], scores);
-    case RowFormat::fp8_f32:
+    case RowFormat::fp8_f32: {
+      // Only kernels that multiply pairs have pairs.
+      const auto* pairs = index_.pairs.empty() ? nullptr : index_.pairs.data() + t * fp8_query_size(p);
       for (std::int64_t i = 0; i < n_rows; i += kIndexTileRows) {
-        kernels_.index_fp8_scores(tiles[i / kIndexTileRows], std::min(kIndexTileRows, n_rows - i), q,
-                                  index_.pairs.data() + t * fp8_query_size(p), weights, p.heads, p.dim,
-                                  scores + i);
+        kernels_.index_fp8_scores(tiles[i / kIndexTileRows], std::min(kIndexTileRows, n_rows - i), q, pairs,
+                                  weights, p.heads, p.dim, scores + i);
       }
       return;
+    }
     default:
       for (std::int64_t i = 0; i < n_rows; i += kIndexTileRows) {
         kernels_.index_row_scores(reinterpret_cast<const float*>(tiles[i / kIndexTileRows]),
