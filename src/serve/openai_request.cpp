@@ -149,7 +149,8 @@ ApiResult<Request> read_chat_request(const JsonValue& body, const RequestLimits&
     const JsonValue* tools = fields.array(key, limits.max_tools);
     for (std::size_t i = 0; tools != nullptr && i < tools->items.size(); ++i) {
       const JsonValue& tool = tools->items[i];
-      read_tool(key == "tools" ? tool : json_object({{"type", json_string("function")}, {"function", tool}}), fmt::format("{}[{}]", key, i), error, request);
+      read_tool(key == "tools" ? tool : json_object({{"type", json_string("function")}, {"function", tool}}),
+                fmt::format("{}[{}]", key, i), error, request);
     }
   }
   read_tool_choice(fields, error, request);

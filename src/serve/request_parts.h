@@ -26,8 +26,8 @@ std::string text_of_content(Fields& fields, std::string_view key);
 // What stands for a part that is no text: "[Unsupported Image]" for images however they are spelt.
 std::string unsupported_part(std::string_view type);
 
-// A tool for the model: {"type": "function", "function": {name, description, parameters}}, the same whichever API it
-// came through: an absent description is "", absent parameters are {}.
+// A tool for the model: {"type": "function", "function": {name, description, parameters}}, the same whichever
+// API it came through: an absent description is "", absent parameters are {}.
 JsonValue function_tool(const std::string& name, const JsonValue* description, const JsonValue* parameters);
 // A tool that takes any text, as a function with one string.
 JsonValue custom_tool(const std::string& name, const std::string& description);

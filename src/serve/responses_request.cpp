@@ -141,8 +141,7 @@ Json echo_of(const JsonValue& body) {
   Json echoed = Json::object();
   const auto copy = [&](std::string_view key, Json otherwise) {
     const JsonValue* value = body.find(key);
-    echoed[std::string(key)] =
-        value == nullptr || value->is_null() ? std::move(otherwise) : Json::parse(to_python_json(*value));
+    echoed[std::string(key)] = value == nullptr || value->is_null() ? std::move(otherwise) : to_json(*value);
   };
   copy("instructions", nullptr);
   copy("max_output_tokens", nullptr);

@@ -158,7 +158,12 @@ void Server::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
   exchange.id = "req_" + ids_.next();
   exchange.path = normal_path(exchange.request.path);
   exchange.api = api_of_path(exchange.request.path);
-  route(exchange);
+  try {
+    route(exchange);
+  } catch (const std::exception& error) {  // of the standard library: out of memory, most likely
+    if (options_.notice) options_.notice(fmt::format("{}: {}", exchange.id, error.what()));
+    answer_error(exchange, {ApiError::Kind::internal, "the server failed to answer this request", "", 0});
+  }
 }
 
 void Server::answer(Exchange& exchange, int status, std::string body, std::string type) {

@@ -48,8 +48,8 @@ void Turn::take(std::string_view bytes) {
   for (OutputEvent& event : events_) hear(event);
 }
 
-// Line breaks before and after reasoning and before the answer belong to neither, nor do those between an answer and
-// calls; DeepSeek's API leaves them out too. The end of what the client began is left as it is.
+// Line breaks before and after reasoning and before the answer belong to neither, nor do those between an
+// answer and calls; DeepSeek's API leaves them out too. The end of what the client began is left as it is.
 void Turn::hear(OutputEvent& event) {
   using Kind = OutputEvent::Kind;
   if (setup_.request.api == Api::completions) return tell(event);

@@ -486,7 +486,12 @@ void OutputParser::emit_arguments() {
 }
 
 void OutputParser::start_call(std::string_view header) {
-  const std::optional<std::string> name = invoke_name(header);
+  std::optional<std::string> name = invoke_name(header);
+  const bool is_known = name && options_.schemas && options_.schemas->contains(*name);
+  if (name && !is_known && options_.mends_tags && name->find("DSML") != std::string::npos) {
+    name->resize(std::min(name->find("DSML"), name->find_first_of("<|\xEF")));  // markup is no name
+    if (name->empty()) name.reset();
+  }
   call_has_name_ = name.has_value();
   const JsonValue* schema = nullptr;
   if (name && options_.schemas) {

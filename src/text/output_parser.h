@@ -22,8 +22,8 @@ struct OutputParserOptions {
   bool thinking = true;    // the prompt ended with <think>: the output begins with reasoning
   bool tool_calls = true;  // false when no tools were declared: markup of calls is ordinary text
   bool plain_xml = false;  // take <tool_calls><invoke name="..."> without the DSML marker for calls too
-  // What is meant as a tag and spelt like none: within a block a tag counts whatever its marker looks like, and a tag
-  // alone in the text is left out. The official parser would take either for text.
+  // What is meant as a tag and spelt like none: within a block a tag counts whatever its marker looks like,
+  // and a tag alone in the text is left out. The official parser would take either for text.
   bool mends_tags = false;
   bool starts_in_tool_calls = false;  // the prompt ended inside a block of calls (a call was asked for)
   std::shared_ptr<const ToolSchemas> schemas = nullptr;  // types of the arguments, where known

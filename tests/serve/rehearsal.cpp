@@ -61,15 +61,16 @@ ApiResult<Rehearsal::Part> Rehearsal::read(Api api, std::string_view body, bool 
 Rehearsed Rehearsal::answer(const Part& part, std::span<const std::int32_t> tokens) const {
   Rehearsed rehearsed;
   const auto reply = std::make_shared<RecordedReply>();
-  Turn::Setup setup{.request = part.request,
-                    .prompt = part.prompt,
-                    .id = "0123456789abcdef01234567",
-                    .name_space = "",
-                    .tokenizer = tokenizer_,
-                    .dialect = &dialect_,
-                    .replay = nullptr,
-                    .answer = make_answer(part.request, "0123456789abcdef01234567", part.request.model, reply, "req"),
-                    .done = [&rehearsed](const TurnReport& report) { rehearsed.report = report; }};
+  Turn::Setup setup{
+      .request = part.request,
+      .prompt = part.prompt,
+      .id = "0123456789abcdef01234567",
+      .name_space = "",
+      .tokenizer = tokenizer_,
+      .dialect = &dialect_,
+      .replay = nullptr,
+      .answer = make_answer(part.request, "0123456789abcdef01234567", part.request.model, reply, "req"),
+      .done = [&rehearsed](const TurnReport& report) { rehearsed.report = report; }};
   Turn turn(std::move(setup));
   turn.started(0);
   GenerationEnd end;

@@ -1,5 +1,6 @@
-// One request and the output of the model that is given with it, through everything of the server but sockets and
-// scheduler: JSON to Request to Prompt, then the output, token by token, through Turn to the bytes of the answer.
+// One request and the output of the model that is given with it, through everything of the server but sockets
+// and scheduler: JSON to Request to Prompt, then the output, token by token, through Turn to the bytes of the
+// answer.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // rehearse [dialect]: a Rehearsal per line of stdin, {"api": "chat" | "responses" | "messages", "body": TEXT,
-// "output": TEXT}; a line {"status", "prompt", "answer"} for each on stdout. For tests in Python that have more to
-// compare than they could ask a server for.
+// "output": TEXT}; a line {"status", "prompt", "answer"} for each on stdout. For tests in Python that have
+// more to compare than they could ask a server for.
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
