@@ -226,8 +226,20 @@ void Server::route(Exchange& exchange) {
     return exchange.reply->send(204, std::move(headers), "");
   }
   // The page itself says nothing about this server; what it then asks for needs the key.
-  if (reads && (path.empty() || path == "/"))
-    return answer(exchange, 200, std::string(embedded_page()), "text/html; charset=utf-8");
+  if (const auto file = embedded_page(path); reads && file) {
+    log_other(exchange, 200);
+    return exchange.reply->send(
+        200,
+        {{"Content-Type", std::string(file->type)},
+         {"Content-Security-Policy",
+          "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
+         {"X-Content-Type-Options", "nosniff"},
+         {"Referrer-Policy", "no-referrer"},
+         {"Cache-Control", "no-cache"},
+         {"x-request-id", exchange.id}},
+        std::string(file->text));
+  }
   const auto key = options_.keys.identify(request);
   if (!key) {
     return answer_error(exchange,
