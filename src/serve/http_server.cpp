@@ -196,7 +196,8 @@ void Connection::read_body() {
     return refuse(400, target, "a request cannot have both a length and an encoding");
   // Any other encoding would leave it open where the body ends, and the rest would be read as requests.
   const std::size_t encodings = message.count(http::field::transfer_encoding);
-  if (encodings > 1 || (encodings == 1 && !beast::iequals(message[http::field::transfer_encoding], "chunked")))
+  if (encodings > 1 ||
+      (encodings == 1 && !beast::iequals(message[http::field::transfer_encoding], "chunked")))
     return refuse(400, target, "the only transfer encoding is chunked");
   const std::uint64_t most = length ? *length : shared_->options.max_body_bytes;
   arm(read_timer_, shared_->options.body_timeout +
