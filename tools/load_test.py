@@ -229,12 +229,17 @@ async def run(arguments) -> int:
     watching = asyncio.create_task(load.watch(stop))
     vandals = [asyncio.create_task(load.vandal(stop)) for _ in range(arguments.vandals)]
     load.tokens = load.answers = 0
+    before = await server.state()
     began = time.monotonic()
     await load.streams(arguments.streams, 60 * arguments.minutes)
     seconds = time.monotonic() - began
     rate = load.tokens / seconds
     print(f"{arguments.streams} streams        {rate:8.1f} tokens/s, {rate / max(alone, 1e-9):.2f} x one stream; "
           f"{load.answers} answers, {load.tokens} tokens in {seconds:.0f} s")
+    after = await server.state()
+    written = (after["generated_tokens"] - before["generated_tokens"]) / seconds
+    read = (after["prompt_tokens"] - before["prompt_tokens"] - after["prefix_hits"] + before["prefix_hits"]) / seconds
+    print(f"  the server      {written:8.1f} tokens/s written, the vandals' too, and {read:.1f} read")
 
     load.tokens = load.answers = 0
     began = time.monotonic()

@@ -34,6 +34,31 @@ std::string_view without_port(std::string_view host) {
   return host.substr(0, colon);
 }
 
+struct Route {
+  std::string_view path;
+  bool get;
+};
+constexpr Route kRoutes[] = {{"/models", true},
+                             {"/user/balance", true},
+                             {"/metrics", true},
+                             {"/version", true},
+                             {"/openapi.json", true},
+                             {"/state", true},
+                             {"/chat/completions", false},
+                             {"/completions", false},
+                             {"/responses", false},
+                             {"/messages", false},
+                             {"/messages/count_tokens", false}};
+
+// What counts together in the metrics: nobody can make up another.
+std::string route_name(std::string_view path) {
+  if (path.starts_with("/models/")) return "/models/id";
+  const bool open = path == "/health" || path == "/ready" || embedded_page(path).has_value();
+  const bool known = open || std::any_of(std::begin(kRoutes), std::end(kRoutes),
+                                         [&](const Route& route) { return route.path == path; });
+  return known ? std::string(path) : "other";
+}
+
 // Every path is served with and without /v1, and under the roots of DeepSeek's API.
 std::string_view normal_path(std::string_view path) {
   for (const std::string_view root : {"/anthropic", "/beta", "/v1"}) {
@@ -147,8 +172,18 @@ void Server::keep_alive() {
     lock.unlock();
     for (const auto& turn : alive) turn->keep_alive_after(options_.keep_alive);
     alive.clear();
+    release_memory();
     lock.lock();
   }
+}
+
+// States and snapshots come and go by the thousand; what they leave behind in the heap goes back when it has become
+// much. That takes milliseconds, and happens as often as memory grows by a quarter.
+void Server::release_memory() {
+  constexpr std::int64_t kLeast = std::int64_t{64} << 20;
+  if (resident_memory_bytes() < kept_bytes_ + kept_bytes_ / 4 + kLeast) return;
+  release_free_memory();
+  kept_bytes_ = resident_memory_bytes();
 }
 
 void Server::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
@@ -248,21 +283,6 @@ void Server::route(Exchange& exchange) {
   }
   exchange.key = *key;
 
-  struct Route {
-    std::string_view path;
-    bool get;
-  };
-  constexpr Route kRoutes[] = {{"/models", true},
-                               {"/user/balance", true},
-                               {"/metrics", true},
-                               {"/version", true},
-                               {"/openapi.json", true},
-                               {"/state", true},
-                               {"/chat/completions", false},
-                               {"/completions", false},
-                               {"/responses", false},
-                               {"/messages", false},
-                               {"/messages/count_tokens", false}};
   const bool one_model = path.starts_with("/models/");
   const auto* const route =
       std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& r) { return r.path == path; });
@@ -476,9 +496,7 @@ void Server::generate(Exchange& exchange) {
 }
 
 void Server::log_other(const Exchange& exchange, int status) {
-  const std::string route = std::string(exchange.path.substr(0, 64));
-  const bool known = status != 404 && status != 405;
-  metrics_.add_response(known ? (route.starts_with("/models/") ? "/models/id" : route) : "other", status);
+  metrics_.add_response(route_name(exchange.path), status);
   if (!options_.log || exchange.path == "/health" || exchange.path == "/ready" || exchange.path == "/metrics")
     return;
   const double ms = std::chrono::duration<double, std::milli>(SchedulerClock::now() - exchange.began).count();

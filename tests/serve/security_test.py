@@ -265,3 +265,11 @@ def test_answers_take_no_longer_than_they_are_long(server):
 
     seconds(500)
     assert seconds(8000) < 24 * max(seconds(1000), 0.05)
+
+
+def test_nobody_adds_to_the_metrics(server):
+    """A label for each path that somebody made up, and memory never ends; refused ones count as little."""
+    for i in range(50):
+        for headers in ({}, {"host": "evil.example"}):
+            httpx.get(f"{server.url}/v1/made-up-{i}", headers=headers)
+    assert "made-up" not in httpx.get(server.url + "/metrics").text
