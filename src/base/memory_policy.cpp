@@ -1,6 +1,5 @@
 #include "base/memory_policy.h"
 
-#include <malloc.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -12,6 +11,7 @@
 #include <string>
 
 #include <fmt/format.h>
+#include <malloc.h>
 
 namespace hadal {
 namespace {

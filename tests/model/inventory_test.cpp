@@ -61,7 +61,7 @@ TEST(Inventory, ParametersAreThePublishedNumbers) {
   EXPECT_EQ(pro.total, 1'572'997'201'763);  // 1573.0B
   EXPECT_EQ(pro.active, 48'852'402'019);    // 48.85B
   const ParameterCount v32 = count_parameters(*preset_config("v3.2"));
-  EXPECT_EQ(v32.total, 671'877'944'064);   // 671B and the indexer
+  EXPECT_EQ(v32.total, 671'877'944'064);  // 671B and the indexer
   EXPECT_EQ(v32.active, 37'477'143'296);  // 37B
 }
 

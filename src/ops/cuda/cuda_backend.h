@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "base/check.h"
 #include "ops/backend.h"
 #include "ops/cuda/ops.h"
 
@@ -26,6 +27,8 @@ class CudaBackend final : public Backend {
  private:
   void embed(const EmbedParams& p) override { record(cuda::embed, p); }
   void rms_norm(const RmsNormParams& p) override;
+  // Only DeepSeek-V3.2's indexer has one, and that model runs on CPUs (check_numerics).
+  void layer_norm(const LayerNormParams& p) override { HADAL_CHECK(p.rows == 0); }
   void linear(const LinearParams& p) override { record(cuda::linear, p); }
   void angles(const AnglesParams& p) override { record(cuda::angles, p); }
   void rope(const RopeParams& p) override;
