@@ -107,6 +107,13 @@ class Fields {
     }
     out = value->get<double>();
   }
+  void boolean(const char* key, bool& out) {
+    const Json* value = find(key);
+    if (value == nullptr) return;
+    if (!value->is_boolean())
+      return wrong(fmt::format("{} is {}, expected true or false", at(key), excerpt(*value)));
+    out = value->get<bool>();
+  }
   template <class Enum>
   void choice(const char* key, Enum& out, Names<std::type_identity_t<Enum>> names) {
     const Json* value = find(key);
@@ -351,6 +358,7 @@ Result<TrainingRecipe> parse_recipe(std::string_view text, const fs::path& direc
     });
     fields.integer("micro_batch_tokens", recipe.micro_batch_tokens, 1);
     fields.integer("gradient_parts", recipe.gradient_parts, 1, 4096);
+    fields.boolean("expert_parallel", recipe.expert_parallel);
     std::size_t stage = 0;
     fields.list("stages", [&](Fields& f) { read_stage(f, json["stages"][stage++], recipe); });
     recipe.learning_rate.warmup_steps =
@@ -449,6 +457,7 @@ std::string TrainingRecipe::to_json() const {
     json["batch"].push_back({{"from_step", ramp.from_step}, {"tokens", ramp.tokens}});
   if (micro_batch_tokens != 0) json["micro_batch_tokens"] = micro_batch_tokens;
   if (gradient_parts != 1) json["gradient_parts"] = gradient_parts;
+  if (expert_parallel) json["expert_parallel"] = true;
   for (const RecipeStage& stage : stages) {
     Json entry = {
         {"from_step", stage.from_step}, {"length", stage.length}, {"attention", to_string(stage.attention)}};
