@@ -86,8 +86,7 @@ class MpiCommunicator final : public Communicator {
 
   // Counted in rows, so that MPI's int does not limit the bytes.
   void exchange_rows(std::span<const std::int64_t> send, const void* sent,
-                     std::span<const std::int64_t> receive, void* received,
-                     std::int64_t row_bytes) override {
+                     std::span<const std::int64_t> receive, void* received, std::int64_t row_bytes) override {
     const Rows to(send), from(receive);
     MPI_Datatype row;
     MPI_Type_contiguous(checked(static_cast<std::size_t>(row_bytes)), MPI_BYTE, &row);
@@ -95,6 +94,18 @@ class MpiCommunicator final : public Communicator {
     MPI_Alltoallv(sent, to.counts.data(), to.begins.data(), row, received, from.counts.data(),
                   from.begins.data(), row, MPI_COMM_WORLD);
     MPI_Type_free(&row);
+  }
+
+  void to_first(int owner, std::span<const std::byte> sent, std::span<std::byte> received) override {
+    constexpr std::size_t kMost = std::size_t{1} << 30;
+    if (rank_ == owner) {
+      for (; !sent.empty(); sent = sent.subspan(std::min(sent.size(), kMost)))
+        MPI_Send(sent.data(), checked(std::min(sent.size(), kMost)), MPI_BYTE, 0, 0, MPI_COMM_WORLD);
+    } else if (rank_ == 0) {
+      for (; !received.empty(); received = received.subspan(std::min(received.size(), kMost)))
+        MPI_Recv(received.data(), checked(std::min(received.size(), kMost)), MPI_BYTE, owner, 0,
+                 MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    }
   }
 
   std::vector<std::vector<std::byte>> gather_bytes(std::span<const std::byte> mine) override {

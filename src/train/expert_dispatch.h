@@ -1,8 +1,8 @@
-// The way of tokens to their experts and back, of one block and batch. A slot is a (token, chosen expert) pair
-// of this rank's batch; slots go by ascending expert, then token. A row is what a slot becomes at the rank that
-// has its expert; rows go by ascending expert, then rank, then token. Ranks hold ascending parts of a step's
-// sequences, so an expert meets its tokens in their order in the step. Where this rank has every expert, rows
-// are slots, and nothing moves.
+// The way of tokens to their experts and back, of one block and batch. A slot is a (token, chosen expert)
+// pair of this rank's batch; slots go by ascending expert, then token. A row is what a slot becomes at the
+// rank that has its expert; rows go by ascending expert, then rank, then token. Ranks hold ascending parts of
+// a step's sequences, so an expert meets its tokens in their order in the step. Where this rank has every
+// expert, rows are slots, and nothing moves.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@ namespace hadal {
 
 class ExpertDispatch {
  public:
-  // indices: [N, k], the chosen experts. Counts and places; of spread experts the ranks exchange their counts.
+  // indices: [N, k], the chosen experts. Counts and places; of spread experts the ranks exchange their
+  // counts.
   void plan(Pass& pass, const std::int32_t* indices);
 
   std::int64_t slots() const { return slots_; }

@@ -99,8 +99,7 @@ void MoeLayer::forward(Pass& pass, const float* x, float* y) {
     products.linear(w_.shared.w3, x, n, shared_.up);
   }
   const auto limit = static_cast<float>(config.swiglu_limit);
-  pass.training.run(
-      SwigluParams{rows, inter, routed_.gate, routed_.up, row_weights_, limit, routed_.hidden});
+  pass.training.run(SwigluParams{rows, inter, routed_.gate, routed_.up, row_weights_, limit, routed_.hidden});
   pass.training.run(SwigluParams{n, inter, shared_.gate, shared_.up, nullptr, limit, shared_.hidden});
   float* rows_y = pass.scratch.take<float>(rows * d);
   {

@@ -208,7 +208,8 @@ Result<Objective> Objective::create(const Config& config, ThreadPool& pool, cons
   }
   HADAL_ASSIGN_OR_RETURN(auto backend, make_backend("cpu", "", pool));
   HADAL_ASSIGN_OR_RETURN(auto training, make_training_backend("cpu", "", pool));
-  return Objective(std::make_unique<Impl>(config, pool, options, ranks, std::move(backend), std::move(training)));
+  return Objective(
+      std::make_unique<Impl>(config, pool, options, ranks, std::move(backend), std::move(training)));
 }
 
 Objective::Objective(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -224,9 +225,8 @@ void Objective::set_options(const ObjectiveOptions& options) {
 }
 
 Losses Objective::forward_backward(const ParameterSet& weights, const TrainingBatch& batch, float scale,
-                                   ParameterSet& gradients, ParameterSet* expert_gradients) {
-  return impl_->run(weights, batch, scale, &gradients,
-                    expert_gradients != nullptr ? expert_gradients : &gradients);
+                                   ParameterSet& gradients, ParameterSet& expert_gradients) {
+  return impl_->run(weights, batch, scale, &gradients, &expert_gradients);
 }
 
 Losses Objective::evaluate(const ParameterSet& weights, const TrainingBatch& batch) {

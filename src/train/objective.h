@@ -80,10 +80,14 @@ class Objective {
   const ObjectiveOptions& options() const;
   void set_options(const ObjectiveOptions& options);
 
-  // gradients += scale * d total / d weights. Bitwise the same for any number of threads. `expert_gradients`:
-  // where those of routed experts go instead; null: to the others.
+  // gradients += scale * d total / d weights. Bitwise the same for any number of threads. Those of routed
+  // experts go to `expert_gradients`, which may be the same set.
   Losses forward_backward(const ParameterSet& weights, const TrainingBatch& batch, float scale,
-                          ParameterSet& gradients, ParameterSet* expert_gradients = nullptr);
+                          ParameterSet& gradients, ParameterSet& expert_gradients);
+  Losses forward_backward(const ParameterSet& weights, const TrainingBatch& batch, float scale,
+                          ParameterSet& gradients) {
+    return forward_backward(weights, batch, scale, gradients, gradients);
+  }
   Losses evaluate(const ParameterSet& weights, const TrainingBatch& batch);
   // The main model's logits, [B * T, vocab].
   void logits(const ParameterSet& weights, const TrainingBatch& batch, std::span<float> out);

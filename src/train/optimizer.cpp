@@ -46,20 +46,17 @@ UpdateRule update_rule(Role role) {
   return UpdateRule::none;
 }
 
-Optimizer::Optimizer(const Config& config, const OptimizerOptions& options, ThreadPool& pool,
-                     ExpertPlacement placement)
+Optimizer::Optimizer(const Config& config, const OptimizerOptions& options, ThreadPool& pool)
     : options_(options),
       o_groups_(config.o_groups),
       pool_(pool),
       muon_(options.muon_options, pool),
-      state_{ParameterSet(config, placement), {}, {}, 0, 0} {
+      state_{ParameterSet(config), {}, 0, 0} {
   std::int64_t size = 0;
   for (const Parameter& p : state_.first.parameters()) {
     const UpdateRule rule = rule_of(p.info, options.muon);
     const bool second = rule == UpdateRule::adamw || rule == UpdateRule::adamw_no_decay;
     second_offsets_.push_back(second ? size : -1);
-    if (second && !placement.holds(p.info))
-      state_.second_elsewhere.push_back({size, p.size, placement.owner(p.info.expert)});
     if (second) size += p.size;
   }
   state_.second = UntouchedFloats(static_cast<std::size_t>(size));
@@ -67,12 +64,6 @@ Optimizer::Optimizer(const Config& config, const OptimizerOptions& options, Thre
 
 std::int64_t Optimizer::matrices_in(const ParameterInfo& info) const {
   return info.name.ends_with(".wo_a.weight") ? o_groups_ : 1;
-}
-
-std::int64_t Optimizer::held() const {
-  std::int64_t n = state_.first.held() + static_cast<std::int64_t>(state_.second.size());
-  for (const Shard& s : state_.second_elsewhere) n -= s.size;
-  return n;
 }
 
 double Optimizer::muon_flops(const Parameter& p) const {

@@ -33,19 +33,18 @@ struct OptimizerOptions {
 class Optimizer {
  public:
   // The pool must outlive it.
-  Optimizer(const Config& config, const OptimizerOptions& options, ThreadPool& pool,
-            ExpertPlacement placement = {});
+  Optimizer(const Config& config, const OptimizerOptions& options, ThreadPool& pool);
 
   // One step of the parameters that are this rank's (`mine`, by parameter; empty: all), after which it counts
   // as one more for all that was trained (AdamW's bias correction).
   void step(ParameterSet& weights, const ParameterSet& gradients, Trained trained, double learning_rate,
             double gradient_norm, const std::vector<bool>& mine = {});
 
-  // What a snapshot keeps.
+  // What a snapshot keeps. Of several ranks each has the moments of what it updates (ownership.h); the
+  // others' are never touched and take no memory.
   struct State {
     ParameterSet first;      // Muon's momentum, AdamW's first moment
     UntouchedFloats second;  // AdamW's second moments, parameter after parameter
-    std::vector<Shard> second_elsewhere;  // of these, what other ranks hold
     std::int64_t indexer_steps = 0, other_steps = 0;
   };
   State& state() { return state_; }
@@ -55,7 +54,6 @@ class Optimizer {
   std::vector<double> costs() const;
   // Where the second moments of a parameter are in State::second; -1: it has none.
   std::int64_t second_offset(std::size_t parameter) const { return second_offsets_[parameter]; }
-  std::int64_t held() const;  // moments that are here, in numbers
 
  private:
   // wo_a is one matrix per group of heads, each with inputs of its own; all others are what they are.

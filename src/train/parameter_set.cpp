@@ -114,15 +114,14 @@ void ParameterSet::for_each_held(ThreadPool& pool, Body&& body) const {
 
 void ParameterSet::clear(ThreadPool& pool) {
   float* const values = values_.data();
-  for_each_held(pool, [&](std::int64_t begin, std::int64_t end) {
-    std::fill(values + begin, values + end, 0.0F);
-  });
+  for_each_held(pool,
+                [&](std::int64_t begin, std::int64_t end) { std::fill(values + begin, values + end, 0.0F); });
 }
 
 void ParameterSet::add(const ParameterSet& other, ThreadPool& pool) {
   const float* const from = other.values_.data();
   float* const to = values_.data();
-  for_each_held(pool, [&](std::int64_t begin, std::int64_t end) {
+  other.for_each_held(pool, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) to[i] += from[i];
   });
 }

@@ -57,13 +57,11 @@ class ParameterSet {
   // All of them, with zeros between the parameters.
   std::span<float> values() { return values_.span(); }
   std::span<const float> values() const { return values_.span(); }
-  // Those that other ranks hold, as ranges of values(); empty: everything is here.
-  std::span<const Shard> elsewhere() const { return elsewhere_; }
   const ExpertPlacement& placement() const { return placement_; }
   std::int64_t held() const { return held_; }  // values that are here
   // All values 0; tables stay.
   void clear(ThreadPool& pool);
-  // This += other, of the same layout.
+  // This += other, of the same layout, where the other one has values.
   void add(const ParameterSet& other, ThreadPool& pool);
 
   // The same numbers as the model's parts see them; valid for the life of this set.
@@ -81,7 +79,7 @@ class ParameterSet {
   std::vector<Parameter> parameters_;
   UntouchedFloats values_;
   ExpertPlacement placement_;
-  std::vector<Shard> elsewhere_;
+  std::vector<Shard> elsewhere_;  // what other ranks hold, as ranges of values()
   std::int64_t held_ = 0;
   Buffer<std::int32_t> tables_;
   std::vector<std::int64_t> table_offsets_;  // by parameter; -1: no table

@@ -34,9 +34,9 @@ struct Pass {
   ParameterSet* gradients = nullptr;         // null: no backward follows
   ParameterSet* expert_gradients = nullptr;  // of routed experts; may be the same
   Communicator* ranks = nullptr;             // that the experts are spread over, where they are
-  float scale = 1;                       // of the gradient
-  std::span<const std::int32_t> tokens;  // [N]
-  const float* sliding_cos = nullptr;    // [N, r/2]
+  float scale = 1;                           // of the gradient
+  std::span<const std::int32_t> tokens;      // [N]
+  const float* sliding_cos = nullptr;        // [N, r/2]
   const float* sliding_sin = nullptr;
   const float* compress_cos = nullptr;
   const float* compress_sin = nullptr;

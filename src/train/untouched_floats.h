@@ -1,5 +1,5 @@
-// Zeros that take no memory until they are written to, page by page. A rank of several lays its parameters out
-// as all others do, and pays for those that it has.
+// Zeros that take no memory until they are written to, page by page. A rank of several lays its parameters
+// out as all others do, and pays for those that it has.
 #pragma once
 
 #include <cstddef>
