@@ -70,17 +70,19 @@ class Fields {
       if (std::find(known_.begin(), known_.end(), key) == known_.end())
         wrong(fmt::format("{} is not a field; allowed: {}", at(key), fmt::join(known_, ", ")));
     }
+    // Last, since what is missing may be there under a name that is not quite its own.
+    if (!missing_.empty()) wrong(fmt::format("{} is missing", at(missing_)));
   }
 
   const Json* find(const char* key) {
-    known_.emplace_back(key);
+    if (std::find(known_.begin(), known_.end(), key) == known_.end()) known_.emplace_back(key);
     if (!json_.is_object()) return nullptr;
     const auto found = json_.find(key);
     return found == json_.end() || found->is_null() ? nullptr : &*found;
   }
   const Json* require(const char* key) {
     const Json* value = find(key);
-    if (value == nullptr) wrong(fmt::format("{} is missing", at(key)));
+    if (value == nullptr && missing_.empty()) missing_ = key;
     return value;
   }
   std::string at(std::string_view key) const {
@@ -178,6 +180,7 @@ class Fields {
   std::string path_;
   Problem& problem_;
   std::vector<std::string> known_;
+  std::string missing_;  // the first that was required
 };
 
 void read_model(Fields& fields, const fs::path& directory, TrainingRecipe& recipe) {

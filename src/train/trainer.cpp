@@ -139,7 +139,17 @@ struct Trainer::Impl {
     return batches->evaluate(plan, weights);
   }
 
+  // An update may leave what no later loss shows: the row of a token that the data does not have.
+  Status check_weights() {
+    const Parameter* p = first_not_finite(weights, pool);
+    if (p == nullptr) return {};
+    return fail(ErrorCode::internal,
+                fmt::format("before step {}: the weight {} is not finite, so no snapshot is "
+                            "taken; {}",
+                            state.step, p->info.name, last_snapshot()));
+  }
   Status snapshot() {
+    HADAL_RETURN_IF_ERROR(agree(ranks(), check_weights()));
     const Status written =
         write_snapshot(options.run, hash, state, weights, optimizer.state(), owned, ranks());
     if (written && first_rank()) prune_snapshots(options.run, recipe.snapshot.keep);

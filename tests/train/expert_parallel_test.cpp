@@ -42,12 +42,13 @@ class ExpertParallelTest : public testing::Test {
     return bytes.str();
   }
   // The error; empty: none.
-  std::string train(const TrainingRecipe& recipe, const std::string& run, int ranks,
-                    bool resume = false) const {
+  std::string train(const TrainingRecipe& recipe, const std::string& run, int ranks, bool resume = false,
+                    const TrainerOptions& first_options = {}) const {
     std::string error;
     test::ThreadRanks(ranks).run([&](Communicator& communicator) {
       ThreadPool pool(1);
       TrainerOptions options;
+      if (communicator.rank() == 0) options = first_options;
       options.run = directory_.path() / run;
       options.resume = resume;
       options.communicator = &communicator;
@@ -137,6 +138,23 @@ TEST_F(ExpertParallelTest, ARankHoldsItsShare) {
       EXPECT_EQ(owners, 1) << part.parameters()[i].info.name;
     }
   });
+}
+
+// The others go on sending what the first one cannot write any more.
+TEST_F(ExpertParallelTest, AFailedSnapshotEndsAllRanks) {
+  const fs::path snapshots = directory_.path() / "run/snapshots";
+  TrainerOptions options;
+  options.on_step = [&](const StepMetrics& m) {
+    if (m.plan.step != 2) return;
+    fs::rename(snapshots, directory_.path() / "run/moved");
+    std::ofstream(snapshots) << "no directory";
+  };
+  EXPECT_THAT(train(recipe(2), "run", 2, false, options), HasSubstr("step-00000004.snap: cannot create"));
+  fs::remove(snapshots);
+  fs::rename(directory_.path() / "run/moved", snapshots);
+  ASSERT_EQ(train(recipe(2), "run", 2, true), "");
+  ASSERT_EQ(train(recipe(2), "whole", 2), "");
+  EXPECT_TRUE(snapshot("run", kSteps) == snapshot("whole", kSteps));
 }
 
 TEST_F(ExpertParallelTest, SaysWhatItCannotDo) {
