@@ -17,7 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-constexpr std::int64_t kSteps = 12;
+constexpr std::int64_t kSteps = 6;
 
 class ExpertParallelTest : public testing::Test {
  protected:
@@ -71,15 +71,14 @@ class ExpertParallelTest : public testing::Test {
 };
 
 TEST_F(ExpertParallelTest, RanksHaveTheBitsOfOneProcess) {
-  for (const int ranks : {2, 3}) {
-    for (const std::int64_t micro_batch : {0, 16}) {
-      const TrainingRecipe of_ranks = recipe(ranks, micro_batch);
-      const std::string one = fmt::format("one-{}-{}", ranks, micro_batch),
-                        many = fmt::format("many-{}-{}", ranks, micro_batch);
-      ASSERT_EQ(train(of_ranks, one, 1), "");
-      ASSERT_EQ(train(of_ranks, many, ranks), "");
-      EXPECT_TRUE(snapshot(one, kSteps) == snapshot(many, kSteps)) << ranks << ", " << micro_batch;
-    }
+  // The whole of a part at once, and in micro-batches.
+  for (const auto& [ranks, micro_batch] : {std::pair(2, 0), std::pair(2, 16), std::pair(3, 16)}) {
+    const TrainingRecipe of_ranks = recipe(ranks, micro_batch);
+    const std::string one = fmt::format("one-{}-{}", ranks, micro_batch),
+                      many = fmt::format("many-{}-{}", ranks, micro_batch);
+    ASSERT_EQ(train(of_ranks, one, 1), "");
+    ASSERT_EQ(train(of_ranks, many, ranks), "");
+    EXPECT_TRUE(snapshot(one, kSteps) == snapshot(many, kSteps)) << ranks << ", " << micro_batch;
   }
 }
 
