@@ -140,7 +140,7 @@ int run(const char* path, const std::vector<std::int64_t>& sizes) {
     objective->forward_backward(weights, batch, 1, gradients);
     const auto model_flops = static_cast<double>(objective->matmul_flops() - before);
     const double both = best_seconds([&] {
-      gradients.clear();
+      gradients.clear(pool);
       objective->forward_backward(weights, batch, 1, gradients);
     });
     const double forward = best_seconds([&] { objective->evaluate(weights, batch); });

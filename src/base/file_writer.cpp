@@ -10,6 +10,8 @@
 
 #include <fmt/format.h>
 
+#include "base/check.h"
+
 namespace hadal {
 namespace {
 
@@ -77,6 +79,20 @@ Status FileWriter::write_behind() {
     started_ += kWindow;
   }
 #endif
+  return {};
+}
+
+Status FileWriter::overwrite(std::uint64_t offset, std::string_view text) {
+  HADAL_CHECK(offset + text.size() <= written_);
+  while (!text.empty()) {
+    const ssize_t n = ::pwrite(fd_, text.data(), text.size(), static_cast<off_t>(offset));
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return write_error(path_, "write", errno);
+    }
+    text.remove_prefix(static_cast<std::size_t>(n));
+    offset += static_cast<std::uint64_t>(n);
+  }
   return {};
 }
 

@@ -24,6 +24,8 @@ class FileWriter {
 
   Status write(std::span<const std::byte> bytes);
   Status write(std::string_view text) { return write(std::as_bytes(std::span(text.data(), text.size()))); }
+  // Bytes that have been written, again.
+  Status overwrite(std::uint64_t offset, std::string_view text);
   Status commit();  // flush to the device, rename
 
   std::uint64_t bytes_written() const { return written_; }

@@ -19,12 +19,12 @@ Status agree(Communicator& communicator, const Status& mine) {
   return {};
 }
 
-std::vector<int> deal_out(std::span<const double> costs, int ranks) {
+std::vector<int> deal_out(std::span<const double> costs, int ranks, std::vector<double> load) {
   std::vector<std::size_t> order(costs.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return costs[a] > costs[b]; });
-  std::vector<double> load(static_cast<std::size_t>(ranks));
+  load.resize(static_cast<std::size_t>(ranks));
   std::vector<int> owners(costs.size());
   for (const std::size_t i : order) {
     const auto least = std::min_element(load.begin(), load.end());

@@ -33,6 +33,15 @@ class Communicator {
   virtual void sum_to_owners(std::span<const Shard> shards, float* values) = 0;
   // Shards become what their owners have.
   virtual void share(std::span<const Shard> shards, float* values) = 0;
+  // Rows of `row_bytes` to every rank and from every rank, all to all: sent [sum of send, row_bytes], those
+  // to rank 0 first; received [sum of receive, row_bytes], those of rank 0 first. send, receive: rows,
+  // [size()].
+  virtual void exchange_rows(std::span<const std::int64_t> send, const void* sent,
+                             std::span<const std::int64_t> receive, void* received,
+                             std::int64_t row_bytes) = 0;
+  // The bytes of one rank, not the first, to the first: `sent` there, `received` here, of the same size. For
+  // all others it does nothing.
+  virtual void to_first(int owner, std::span<const std::byte> sent, std::span<std::byte> received) = 0;
   // The bytes of each rank, in the order of ranks.
   virtual std::vector<std::vector<std::byte>> gather_bytes(std::span<const std::byte> mine) = 0;
 
@@ -55,6 +64,12 @@ class Alone final : public Communicator {
   int local_size() const override { return 1; }
   void sum_to_owners(std::span<const Shard>, float*) override {}
   void share(std::span<const Shard>, float*) override {}
+  void exchange_rows(std::span<const std::int64_t> send, const void* sent, std::span<const std::int64_t>,
+                     void* received, std::int64_t row_bytes) override {
+    const auto bytes = static_cast<std::size_t>(send[0] * row_bytes);
+    if (bytes > 0) std::memcpy(received, sent, bytes);
+  }
+  void to_first(int, std::span<const std::byte>, std::span<std::byte>) override {}
   std::vector<std::vector<std::byte>> gather_bytes(std::span<const std::byte> mine) override {
     return {{mine.begin(), mine.end()}};
   }
@@ -68,6 +83,7 @@ Result<std::unique_ptr<Communicator>> connect();
 Status agree(Communicator& communicator, const Status& mine);
 
 // Deals out pieces of work, the costly ones first, each to the rank that has least so far: the owner of each.
-std::vector<int> deal_out(std::span<const double> costs, int ranks);
+// `load`: what each rank has to do already; empty: nothing.
+std::vector<int> deal_out(std::span<const double> costs, int ranks, std::vector<double> load = {});
 
 }  // namespace hadal

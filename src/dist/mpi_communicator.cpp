@@ -84,6 +84,30 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
+  // Counted in rows, so that MPI's int does not limit the bytes.
+  void exchange_rows(std::span<const std::int64_t> send, const void* sent,
+                     std::span<const std::int64_t> receive, void* received, std::int64_t row_bytes) override {
+    const Rows to(send), from(receive);
+    MPI_Datatype row;
+    MPI_Type_contiguous(checked(static_cast<std::size_t>(row_bytes)), MPI_BYTE, &row);
+    MPI_Type_commit(&row);
+    MPI_Alltoallv(sent, to.counts.data(), to.begins.data(), row, received, from.counts.data(),
+                  from.begins.data(), row, MPI_COMM_WORLD);
+    MPI_Type_free(&row);
+  }
+
+  void to_first(int owner, std::span<const std::byte> sent, std::span<std::byte> received) override {
+    constexpr std::size_t kMost = std::size_t{1} << 30;
+    if (rank_ == owner) {
+      for (; !sent.empty(); sent = sent.subspan(std::min(sent.size(), kMost)))
+        MPI_Send(sent.data(), checked(std::min(sent.size(), kMost)), MPI_BYTE, 0, 0, MPI_COMM_WORLD);
+    } else if (rank_ == 0) {
+      for (; !received.empty(); received = received.subspan(std::min(received.size(), kMost)))
+        MPI_Recv(received.data(), checked(std::min(received.size(), kMost)), MPI_BYTE, owner, 0,
+                 MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    }
+  }
+
   std::vector<std::vector<std::byte>> gather_bytes(std::span<const std::byte> mine) override {
     const int size = checked(mine.size());
     std::vector<int> sizes(static_cast<std::size_t>(size_)), begins;
@@ -105,6 +129,18 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
+  // Rows by rank, as MPI wants them.
+  struct Rows {
+    explicit Rows(std::span<const std::int64_t> rows) {
+      std::size_t total = 0;
+      for (const std::int64_t n : rows) {
+        counts.push_back(checked(static_cast<std::size_t>(n)));
+        begins.push_back(checked(total));
+        total += static_cast<std::size_t>(n);
+      }
+    }
+    std::vector<int> counts, begins;  // [ranks]
+  };
   // All shards, those of an owner one behind the other, in the order of owners.
   struct Layout {
     std::vector<int> counts, begins;  // [ranks]

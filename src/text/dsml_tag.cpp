@@ -60,13 +60,13 @@ Match match_tag(std::string_view text, bool accept_plain, Tag& tag) {
 }
 
 Match match_misspelt_tag(std::string_view text, Tag& tag) {
-  constexpr std::size_t kMaxMarker = 24;
+  constexpr std::size_t kMaxWord = 34;  // marker and name
   if (text.size() == 1) return Match::partial;
   tag.closing = text[1] == '/';
   const std::size_t begin = tag.closing ? 2 : 1;
   const std::size_t end = text.find_first_of(" \t\r\n<>\"'=", begin);
-  if (end == std::string_view::npos) return text.size() - begin <= kMaxMarker ? Match::partial : Match::no;
-  if (end - begin > kMaxMarker + kNames.front().text.size()) return Match::no;
+  if (end == std::string_view::npos) return text.size() - begin <= kMaxWord ? Match::partial : Match::no;
+  if (end - begin > kMaxWord) return Match::no;
   if (text[end] != (tag.closing ? '>' : ' ')) return Match::no;
   const std::string_view word = text.substr(begin, end - begin);
   for (const NamedTag& candidate : kNames) {
@@ -92,7 +92,7 @@ Match match_stray_tag(std::string_view text, std::size_t& length) {
     if (match != Match::yes) continue;
     const std::size_t name = begin + marker.size();
     const std::size_t end = text.find_first_of("<>\n", name);
-    if (end == std::string_view::npos && text.size() - name < kMaxLength) best = Match::partial;
+    if (end == std::string_view::npos && text.size() - name <= kMaxLength) best = Match::partial;
     length = name;
     while (length < text.size() && is_tag_name_character(text[length])) ++length;
     if (end != std::string_view::npos && end - name <= kMaxLength && text[end] == '>') length = end + 1;

@@ -21,24 +21,6 @@ void widen(MixingSums& sums, const MixingSums& others) {
           std::min(sums.least_column, others.least_column), std::max(sums.most_column, others.most_column)};
 }
 
-constexpr std::int64_t kGrain = 1 << 14;
-
-void clear(ParameterSet& set, ThreadPool& pool) {
-  float* const values = set.values().data();
-  pool.parallel_for(
-      static_cast<std::int64_t>(set.values().size()), kGrain,
-      [&](std::int64_t begin, std::int64_t end) { std::fill(values + begin, values + end, 0.0F); });
-}
-
-void add(const ParameterSet& from, ParameterSet& to, ThreadPool& pool) {
-  const float* const x = from.values().data();
-  float* const sum = to.values().data();
-  pool.parallel_for(static_cast<std::int64_t>(to.values().size()), kGrain,
-                    [&](std::int64_t begin, std::int64_t end) {
-                      for (std::int64_t i = begin; i < end; ++i) sum[i] += x[i];
-                    });
-}
-
 // Whether so many parts and ranks can do what the recipe asks for.
 Status check_parts(const TrainingRecipe& recipe, std::int64_t parts, int ranks) {
   if (recipe.gradient_parts != 1 && ranks != 1 && recipe.gradient_parts != ranks) {
@@ -51,11 +33,25 @@ Status check_parts(const TrainingRecipe& recipe, std::int64_t parts, int ranks) 
                 fmt::format("anticipatory_routing.mode is not \"off\", which {} processes cannot do; use one",
                             ranks));
   }
+  if (recipe.expert_parallel && ranks > recipe.config.n_routed_experts) {
+    return fail(ErrorCode::invalid_argument,
+                fmt::format("{} processes, but expert_parallel has {} routed experts to deal out; use fewer",
+                            ranks, recipe.config.n_routed_experts));
+  }
   std::vector<std::int64_t> changes;
   for (const RecipeStage& stage : recipe.stages) changes.push_back(stage.from_step);
   for (const BatchRamp& batch : recipe.batch) changes.push_back(std::min(batch.from_step, recipe.steps - 1));
   for (const std::int64_t step : changes) {
     const StepPlan plan = plan_step(recipe, step);
+    if (recipe.expert_parallel && plan.sequences % parts != 0) {
+      // Ranks meet at every block of every micro-batch.
+      return fail(
+          ErrorCode::invalid_argument,
+          fmt::format(
+              "expert_parallel over {} {}, but step {} has {} sequences of {} tokens, which they cannot "
+              "share evenly",
+              parts, ranks > 1 ? "processes" : "gradient_parts", step, plan.sequences, plan.length));
+    }
     if (plan.sequences >= parts) continue;
     return fail(
         ErrorCode::invalid_argument,
@@ -100,14 +96,21 @@ Result<BatchRunner> BatchRunner::create(const TrainingRecipe& recipe, Communicat
     for (const RecipeStage& stage : recipe.stages)
       HADAL_RETURN_IF_ERROR(tokens->check_length(stage.length + recipe.tokens_ahead()));
   }
-  if (runner.n_parts_ > 1 && ranks.size() == 1) runner.of_part_.emplace(recipe.config);
+  if (ranks.size() == 1) {
+    const auto placement =
+        recipe.expert_parallel ? ExpertPlacement::nowhere(recipe.config.n_routed_experts) : ExpertPlacement();
+    const std::int64_t sets =
+        recipe.expert_parallel ? runner.n_parts_ - 1 : std::min<std::int64_t>(runner.n_parts_ - 1, 1);
+    for (std::int64_t i = 0; i < sets; ++i) runner.of_parts_.emplace_back(recipe.config, placement);
+  }
   return runner;
 }
 
 Status BatchRunner::prepare(const StepPlan& plan) {
   if (!objective_ || objective_stage_ != plan.stage) {
     objective_.reset();
-    HADAL_ASSIGN_OR_RETURN(Objective made, Objective::create(stage_config(*recipe_, plan.stage), *pool_));
+    HADAL_ASSIGN_OR_RETURN(Objective made,
+                           Objective::create(stage_config(*recipe_, plan.stage), *pool_, {}, ranks_));
     objective_.emplace(std::move(made));
     objective_stage_ = plan.stage;
   }
@@ -168,49 +171,63 @@ std::pair<std::int64_t, std::int64_t> BatchRunner::own_parts() const {
   if (ranks_->size() == 1) return {0, n_parts_};
   return {ranks_->rank(), ranks_->rank() + 1};
 }
-std::pair<std::int64_t, std::int64_t> BatchRunner::part(const StepPlan& plan, std::int64_t i) const {
-  return {plan.sequences * i / n_parts_, plan.sequences * (i + 1) / n_parts_};
+// A part after the other; where experts are parallel, the first micro-batch of every part, then the second:
+// as ranks take them side by side.
+std::vector<BatchRunner::Slice> BatchRunner::slices(const StepPlan& plan) const {
+  std::vector<Slice> all;
+  const auto [first_part, last_part] = own_parts();
+  for (std::int64_t part = first_part; part < last_part; ++part) {
+    const std::int64_t begin = plan.sequences * part / n_parts_, end = plan.sequences * (part + 1) / n_parts_;
+    for (std::int64_t first = begin; first < end; first += plan.micro_batch) {
+      const std::int64_t size = std::min(plan.micro_batch, end - first);
+      all.push_back({part, first, size, first == begin, first + size == end});
+    }
+  }
+  if (recipe_->expert_parallel) {
+    const auto offset = [&](const Slice& s) { return s.first - plan.sequences * s.part / n_parts_; };
+    std::stable_sort(all.begin(), all.end(),
+                     [&](const Slice& a, const Slice& b) { return offset(a) < offset(b); });
+  }
+  return all;
 }
 
-// The micro-batches of a part, whose gradients are added to `gradients`. Each loss is the mean over the whole
-// step of what it is about, so a batch weighs by its share: of the tokens that count, of those that count for
-// MTP, of the sequences. The objective knows one scale, that of the cross-entropy; the weights of the other
-// losses make up for the difference.
-void BatchRunner::run_part(const StepPlan& plan, std::span<const Batch> batches,
-                           std::span<const double> of_step, const ParameterSet& weights,
-                           std::span<const std::int32_t>& routing, ParameterSet& gradients,
-                           std::vector<double>& losses, StepGradient& result) {
+// Adds a micro-batch's gradient to `gradients`, that of routed experts to `expert_gradients`. Each loss is
+// the mean over the whole step of what it is about, so a batch weighs by its share: of the tokens that count,
+// of those that count for MTP, of the sequences. The objective knows one scale, that of the cross-entropy;
+// the weights of the other losses make up for the difference.
+void BatchRunner::run_batch(const StepPlan& plan, const Batch& batch, std::span<const double> of_step,
+                            const ParameterSet& weights, std::span<const std::int32_t>& routing,
+                            ParameterSet& gradients, ParameterSet& expert_gradients,
+                            std::vector<double>& losses, StepGradient& result) {
   const ObjectiveOptions options = objective_->options();
-  for (const Batch& batch : batches) {
-    TrainingBatch input = view(batch, plan.length);
-    if (!routing.empty()) {
-      const auto size = static_cast<std::size_t>(recipe_->config.num_blocks() * input.n_tokens() *
-                                                 recipe_->config.num_experts_per_tok);
-      input.routing = routing.first(size);
-      routing = routing.subspan(size);
-    }
-    const double of_sequences = static_cast<double>(batch.size) / static_cast<double>(plan.sequences);
-    // A batch without a token that counts still has sequences to balance.
-    const double of_tokens = batch.n_tokens > 0 ? share(batch.n_tokens, of_step[0]) : of_sequences;
-    const double of_mtp = share(batch.n_mtp_tokens, of_step[1]);
-    ObjectiveOptions weighted = options;
-    weighted.mtp_weight = static_cast<float>(plan.mtp_weight * (of_mtp / of_tokens));
-    weighted.balance_weight = static_cast<float>(recipe_->loss.balance * (of_sequences / of_tokens));
-    weighted.index_weight = static_cast<float>(recipe_->loss.index * (of_sequences / of_tokens));
-    objective_->set_options(weighted);
-    const Losses part =
-        objective_->forward_backward(weights, input, static_cast<float>(of_tokens), gradients);
-    losses[kCe] += of_tokens * part.ce;
-    losses[kMtp] += of_mtp * part.mtp;
-    losses[kBalance] += of_sequences * part.balance;
-    losses[kIndexKl] += of_sequences * part.index_kl;
-    losses[kTokens] += static_cast<double>(part.n_tokens);
-    losses[kMtpTokens] += static_cast<double>(part.n_mtp_tokens);
-    const auto load = objective_->expert_load();
-    for (std::size_t i = 0; i < load.size(); ++i) result.load[i] += load[i];
-    widen(result.mixing, objective_->mixing_sums());
+  TrainingBatch input = view(batch, plan.length);
+  if (!routing.empty()) {
+    const auto size = static_cast<std::size_t>(recipe_->config.num_blocks() * input.n_tokens() *
+                                               recipe_->config.num_experts_per_tok);
+    input.routing = routing.first(size);
+    routing = routing.subspan(size);
   }
+  const double of_sequences = static_cast<double>(batch.size) / static_cast<double>(plan.sequences);
+  // A batch without a token that counts still has sequences to balance.
+  const double of_tokens = batch.n_tokens > 0 ? share(batch.n_tokens, of_step[0]) : of_sequences;
+  const double of_mtp = share(batch.n_mtp_tokens, of_step[1]);
+  ObjectiveOptions weighted = options;
+  weighted.mtp_weight = static_cast<float>(plan.mtp_weight * (of_mtp / of_tokens));
+  weighted.balance_weight = static_cast<float>(recipe_->loss.balance * (of_sequences / of_tokens));
+  weighted.index_weight = static_cast<float>(recipe_->loss.index * (of_sequences / of_tokens));
+  objective_->set_options(weighted);
+  const Losses part = objective_->forward_backward(weights, input, static_cast<float>(of_tokens), gradients,
+                                                   expert_gradients);
   objective_->set_options(options);
+  losses[kCe] += of_tokens * part.ce;
+  losses[kMtp] += of_mtp * part.mtp;
+  losses[kBalance] += of_sequences * part.balance;
+  losses[kIndexKl] += of_sequences * part.index_kl;
+  losses[kTokens] += static_cast<double>(part.n_tokens);
+  losses[kMtpTokens] += static_cast<double>(part.n_mtp_tokens);
+  const auto load = objective_->expert_load();
+  for (std::size_t i = 0; i < load.size(); ++i) result.load[i] += load[i];
+  widen(result.mixing, objective_->mixing_sums());
 }
 
 StepGradient BatchRunner::forward_backward(const StepPlan& plan, const ParameterSet& weights,
@@ -219,29 +236,31 @@ StepGradient BatchRunner::forward_backward(const StepPlan& plan, const Parameter
   StepGradient result;
   result.load.resize(
       static_cast<std::size_t>(recipe_->config.num_blocks() * recipe_->config.n_routed_experts));
-  const auto [first_part, last_part] = own_parts();
-  std::vector<std::vector<Batch>> parts;
+  const std::vector<Slice> own = slices(plan);
+  std::vector<Batch> batches;
   double counted[2] = {};
-  for (std::int64_t i = first_part; i < last_part; ++i) {
-    const auto [begin, end] = part(plan, i);
-    std::vector<Batch>& batches = parts.emplace_back();
-    for (std::int64_t first = begin; first < end; first += plan.micro_batch) {
-      batches.push_back(training_batch(plan, first, std::min(plan.micro_batch, end - first)));
-      counted[0] += static_cast<double>(batches.back().n_tokens);
-      counted[1] += static_cast<double>(batches.back().n_mtp_tokens);
-    }
+  for (const Slice& slice : own) {
+    batches.push_back(training_batch(plan, slice.first, slice.size));
+    counted[0] += static_cast<double>(batches.back().n_tokens);
+    counted[1] += static_cast<double>(batches.back().n_mtp_tokens);
   }
   const std::vector<double> of_step = sum_over_ranks(*ranks_, counted);
 
-  clear(gradients, *pool_);
+  const std::int64_t first_part = own_parts().first;
   std::vector<double> sums(kNumbers);
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    std::vector<double> losses(kNumbers);
-    if (i > 0) clear(*of_part_, *pool_);
-    run_part(plan, parts[i], of_step, weights, routing, i == 0 ? gradients : *of_part_, losses, result);
-    for (std::size_t k = 0; k < sums.size(); ++k) sums[k] += losses[k];
-    if (i == 0) continue;
-    add(*of_part_, gradients, *pool_);
+  std::vector<std::vector<double>> losses(static_cast<std::size_t>(n_parts_), std::vector<double>(kNumbers));
+  gradients.clear(*pool_);
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    const Slice& slice = own[i];
+    const bool first = slice.part == first_part;
+    ParameterSet& of_part = first ? gradients : gradient_of_part(slice.part);
+    if (slice.opens && !first) of_part.clear(*pool_);
+    std::vector<double>& losses_of_part = losses[static_cast<std::size_t>(slice.part)];
+    run_batch(plan, batches[i], of_step, weights, routing, of_part,
+              recipe_->expert_parallel ? gradients : of_part, losses_of_part, result);
+    if (!slice.closes) continue;
+    for (std::size_t k = 0; k < sums.size(); ++k) sums[k] += losses_of_part[k];
+    if (!first) gradients.add(of_part, *pool_);
   }
   if (ranks_->size() > 1) {
     ranks_->sum_to_owners(shards, gradients.values().data());
@@ -269,27 +288,32 @@ StepGradient BatchRunner::forward_backward(const StepPlan& plan, const Parameter
 
 std::vector<std::int32_t> BatchRunner::route(const StepPlan& plan, const ParameterSet& weights) {
   std::vector<std::int32_t> routing;
-  const auto [first_part, last_part] = own_parts();
-  for (std::int64_t i = first_part; i < last_part; ++i) {
-    const auto [begin, end] = part(plan, i);
-    for (std::int64_t first = begin; first < end; first += plan.micro_batch) {
-      const Batch batch = training_batch(plan, first, std::min(plan.micro_batch, end - first));
-      objective_->evaluate(weights, view(batch, plan.length));
-      routing.insert(routing.end(), objective_->routing().begin(), objective_->routing().end());
-    }
+  for (const Slice& slice : slices(plan)) {
+    const Batch batch = training_batch(plan, slice.first, slice.size);
+    objective_->evaluate(weights, view(batch, plan.length));
+    routing.insert(routing.end(), objective_->routing().begin(), objective_->routing().end());
   }
   return routing;
 }
 
 Losses BatchRunner::evaluate(const StepPlan& plan, const ParameterSet& weights) {
   const std::int64_t windows = recipe_->evaluation.windows, rank = ranks_->rank(), size = ranks_->size();
-  const std::int64_t end = windows * (rank + 1) / size;
+  const auto read = [&](std::int64_t first, std::int64_t n) {
+    return read_batch(n, plan.length, validation_->masked(), [&](std::int64_t i, auto tokens, auto counts) {
+      validation_->held_out(first + i, windows, plan.length, tokens, counts);
+    });
+  };
+  const std::int64_t begin = windows * rank / size, end = windows * (rank + 1) / size;
+  // Where experts are spread, a rank that is done still answers for its own: it takes some window once more.
+  const std::int64_t most = (windows + size - 1) / size;
   std::vector<double> sums(kNumbers);
-  for (std::int64_t first = windows * rank / size; first < end; first += plan.micro_batch) {
-    const Batch batch = read_batch(std::min(plan.micro_batch, end - first), plan.length,
-                                   validation_->masked(), [&](std::int64_t i, auto tokens, auto counts) {
-                                     validation_->held_out(first + i, windows, plan.length, tokens, counts);
-                                   });
+  for (std::int64_t done = 0; done < most; done += plan.micro_batch) {
+    const std::int64_t n = std::min(plan.micro_batch, end - begin - done);
+    if (n <= 0) {
+      if (weights.placement().spread()) objective_->evaluate(weights, view(read(0, 1), plan.length));
+      continue;
+    }
+    const Batch batch = read(begin + done, n);
     const Losses part = objective_->evaluate(weights, view(batch, plan.length));
     sums[kTokens] += static_cast<double>(part.n_tokens);
     sums[kMtpTokens] += static_cast<double>(part.n_mtp_tokens);
@@ -311,8 +335,9 @@ Losses BatchRunner::evaluate(const StepPlan& plan, const ParameterSet& weights) 
 }
 
 std::int64_t BatchRunner::memory() const {
-  return (objective_ ? objective_->memory() : 0) +
-         (of_part_ ? static_cast<std::int64_t>(of_part_->values().size_bytes()) : 0);
+  std::int64_t bytes = objective_ ? objective_->memory() : 0;
+  for (const ParameterSet& set : of_parts_) bytes += set.held() * std::int64_t{sizeof(float)};
+  return bytes;
 }
 
 }  // namespace hadal

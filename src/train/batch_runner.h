@@ -2,10 +2,13 @@
 // rank, and what their losses and gradients come to together.
 //
 // A step's sequences are cut into parts (recipe.gradient_parts, or one per rank), a part into micro-batches.
-// Gradients add up within a part as they come; parts are then added in ascending order. So what a step gives
-// is a function of the number of parts: one process with two parts has the bits of two processes.
+// Gradients add up within a part as they come; parts are then added in ascending order. Those of routed
+// experts that are parallel (recipe.expert_parallel) have no parts: their owner adds up micro-batch after
+// micro-batch of all ranks, and one process takes the micro-batches of its parts in the same order. So what a
+// step gives is a function of the recipe: one process with two parts has the bits of two processes.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -69,12 +72,19 @@ class BatchRunner {
   Batch read_batch(std::int64_t size, std::int64_t length, bool masked, Read&& read) const;
   Batch training_batch(const StepPlan& plan, std::int64_t first, std::int64_t size) const;
   static TrainingBatch view(const Batch& batch, std::int64_t length);
-  // The parts of this rank, [first, last), and the sequences of one.
-  std::pair<std::int64_t, std::int64_t> own_parts() const;
-  std::pair<std::int64_t, std::int64_t> part(const StepPlan& plan, std::int64_t i) const;
-  void run_part(const StepPlan& plan, std::span<const Batch> batches, std::span<const double> of_step,
-                const ParameterSet& weights, std::span<const std::int32_t>& routing, ParameterSet& gradients,
-                std::vector<double>& losses, StepGradient& result);
+  // Sequences of a step that one forward and backward takes.
+  struct Slice {
+    std::int64_t part = 0, first = 0, size = 0;
+    bool opens = false, closes = false;  // the first of its part, the last of it
+  };
+  std::pair<std::int64_t, std::int64_t> own_parts() const;  // of this rank, [first, last)
+  std::vector<Slice> slices(const StepPlan& plan) const;  // of this rank, in the order in which it takes them
+  ParameterSet& gradient_of_part(std::int64_t part) {     // not the first
+    return of_parts_[std::min(static_cast<std::size_t>(part), of_parts_.size()) - 1];
+  }
+  void run_batch(const StepPlan& plan, const Batch& batch, std::span<const double> of_step,
+                 const ParameterSet& weights, std::span<const std::int32_t>& routing, ParameterSet& gradients,
+                 ParameterSet& expert_gradients, std::vector<double>& losses, StepGradient& result);
 
   const TrainingRecipe* recipe_;
   Communicator* ranks_;
@@ -84,7 +94,9 @@ class BatchRunner {
   std::optional<TrainingData> validation_;
   std::optional<Objective> objective_;
   std::size_t objective_stage_ = 0;
-  std::optional<ParameterSet> of_part_;  // the gradient of a part, where one process has several
+  // Where one process has several parts, the gradients of all but the first: one set that they use in turn,
+  // or where experts are parallel one of each, without experts.
+  std::vector<ParameterSet> of_parts_;
 };
 
 // Sums over the ranks, in the order of ranks.

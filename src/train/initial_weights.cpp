@@ -70,11 +70,12 @@ void fill_hc_base(std::span<float> out, std::int64_t n, CombStart comb) {
 
 }  // namespace
 
-ParameterSet initial_weights(const TrainingRecipe& recipe, ThreadPool& pool) {
+ParameterSet initial_weights(const TrainingRecipe& recipe, ThreadPool& pool, ExpertPlacement placement) {
   const Config& config = recipe.config;
-  ParameterSet set(config);
+  ParameterSet set(config, placement);
   const auto parameters = set.parameters();
   const auto fill = [&](const Parameter& p) {
+    if (!placement.holds(p.info)) return;
     const std::uint64_t stream = XXH3_64bits(p.info.name.data(), p.info.name.size());
     const Philox random(recipe.seed, stream);
     const auto values = set[p];

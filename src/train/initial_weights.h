@@ -14,6 +14,6 @@ namespace hadal {
 // scales 0.01, bases such that at scale 0 pre is 1/n for every stream, post is 1, and comb is either 0.9 on
 // the diagonal or 1/n everywhere. Hash tables: num_experts_per_tok distinct experts for every token, from a
 // hash that does not depend on the seed.
-ParameterSet initial_weights(const TrainingRecipe& recipe, ThreadPool& pool);
+ParameterSet initial_weights(const TrainingRecipe& recipe, ThreadPool& pool, ExpertPlacement placement = {});
 
 }  // namespace hadal

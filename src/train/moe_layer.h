@@ -1,10 +1,8 @@
-// The experts of one block (architecture.md section 5). The tokens of an expert lie together: a slot is a
-// (token, chosen expert) pair, slots go by ascending expert, then token.
+// The experts of one block (architecture.md section 5): route, dispatch to the experts, wherever they are
+// (expert_dispatch.h), SwiGLU of each expert on its rows and of the shared one on all tokens, combine.
 #pragma once
 
-#include <vector>
-
-#include "train/pass.h"
+#include "train/expert_dispatch.h"
 
 namespace hadal {
 
@@ -25,33 +23,24 @@ class MoeLayer {
     float* hidden = nullptr;  // [rows, I], weighed
   };
   void route(Pass& pass, const float* x);
-  void assign_slots(Pass& pass);
   void balance(Pass& pass);
-  // Calls visit(expert, first slot, slots) for every expert that has any.
-  template <class Visit>
-  void for_each_expert(Visit&& visit) const {
-    for (std::size_t e = 0; e + 1 < first_slot_.size(); ++e) {
-      const std::int64_t n = first_slot_[e + 1] - first_slot_[e];
-      if (n > 0) visit(w_.experts[e], first_slot_[e], n);
-    }
-  }
+  // Adds d_out^T in, d_out [rows, out], in [rows, in], to the gradients of one matrix of every expert here.
+  void expert_gradients(Products& products, const Pass& pass, Linear Expert::*matrix, const float* d_out,
+                        const float* in) const;
   // The values of a routed expert's matrix that the products see.
   const float* routed(const Pass& pass, const Linear& w) const;
 
   std::int64_t block_;
   const MoeWeights& w_;
-  const float* x_ = nullptr;              // [N, d]
-  float* logits_ = nullptr;               // [N, E]
-  float* scores_ = nullptr;               // [N, E]
-  std::int32_t* indices_ = nullptr;       // [N, k]
-  float* weights_ = nullptr;              // [N, k]
-  float* d_shares_ = nullptr;             // [B, E]
-  std::vector<std::int64_t> first_slot_;  // [E + 1]
-  std::int32_t* token_of_ = nullptr;      // [N * k], by slot
-  std::int32_t* choice_of_ = nullptr;     // [N * k], by slot: place in indices_ and weights_
-  std::int32_t* slots_of_ = nullptr;      // [N, k], ascending
-  float* slot_x_ = nullptr;               // [N * k, d]
-  float* slot_weights_ = nullptr;         // [N * k]
+  const float* x_ = nullptr;         // [N, d]
+  float* logits_ = nullptr;          // [N, E]
+  float* scores_ = nullptr;          // [N, E]
+  std::int32_t* indices_ = nullptr;  // [N, k]
+  float* weights_ = nullptr;         // [N, k]
+  float* d_shares_ = nullptr;        // [B, E]
+  ExpertDispatch dispatch_;
+  float* rows_x_ = nullptr;       // [rows, d]
+  float* row_weights_ = nullptr;  // [rows]
   Middle routed_, shared_;
 };
 

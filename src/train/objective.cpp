@@ -20,9 +20,9 @@ RotaryFrequencies compress_frequencies(const Config& config) {
 }  // namespace
 
 struct Objective::Impl {
-  Impl(const Config& c, ThreadPool& p, const ObjectiveOptions& o, std::unique_ptr<Backend> b,
+  Impl(const Config& c, ThreadPool& p, const ObjectiveOptions& o, Communicator* r, std::unique_ptr<Backend> b,
        std::unique_ptr<TrainingBackend> t)
-      : config(c), options(o), pool(p), backend(std::move(b)), training(std::move(t)), matmul(p) {}
+      : config(c), options(o), pool(p), ranks(r), backend(std::move(b)), training(std::move(t)), matmul(p) {}
 
   // The tokens, targets and angles of a batch, one array each.
   void lay_out(const TrainingBatch& batch);
@@ -30,12 +30,14 @@ struct Objective::Impl {
   void quantise_experts(const ParameterSet& weights);
   template <class Body>
   Losses with_pass(const ParameterSet& weights, const TrainingBatch& batch, float scale,
-                   ParameterSet* gradients, Body&& body);
-  Losses run(const ParameterSet& weights, const TrainingBatch& batch, float scale, ParameterSet* gradients);
+                   ParameterSet* gradients, ParameterSet* expert_gradients, Body&& body);
+  Losses run(const ParameterSet& weights, const TrainingBatch& batch, float scale, ParameterSet* gradients,
+             ParameterSet* expert_gradients);
 
   Config config;
   ObjectiveOptions options;
   ThreadPool& pool;
+  Communicator* ranks;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<TrainingBackend> training;
   Matmul matmul;
@@ -44,7 +46,7 @@ struct Objective::Impl {
   std::vector<std::uint8_t> counts;                 // [3, N]
   std::vector<float> angles;                        // cos and sin of both kinds, [4, N, r/2]
   std::int64_t angles_size = 0, angles_length = 0;  // the batch's shape that they are of
-  Buffer<float> quantised;
+  UntouchedFloats quantised;
   std::vector<std::int64_t> expert_load;
   std::vector<std::int32_t> routing;
   MixingSums mixing_sums;
@@ -87,9 +89,9 @@ void Objective::Impl::set_angles(const TrainingBatch& batch) {
 }
 
 void Objective::Impl::quantise_experts(const ParameterSet& weights) {
-  if (quantised.empty()) quantised = Buffer<float>(weights.values().size());
+  if (quantised.empty()) quantised = UntouchedFloats(weights.values().size());
   for (const Parameter& p : weights.parameters()) {
-    if (p.info.role != Role::expert) continue;
+    if (p.info.role != Role::expert || !weights.placement().holds(p.info)) continue;
     const std::span<const float> from = weights[p];
     float* to = quantised.data() + p.offset;
     std::copy(from.begin(), from.end(), to);
@@ -100,7 +102,8 @@ void Objective::Impl::quantise_experts(const ParameterSet& weights) {
 
 template <class Body>
 Losses Objective::Impl::with_pass(const ParameterSet& weights, const TrainingBatch& batch, float scale,
-                                  ParameterSet* gradients, Body&& body) {
+                                  ParameterSet* gradients, ParameterSet* expert_gradients, Body&& body) {
+  HADAL_CHECK(!weights.placement().spread() || ranks != nullptr);
   lay_out(batch);
   const std::int64_t n = batch.n_tokens(), half = config.qk_rope_head_dim / 2;
   expert_load.assign(static_cast<std::size_t>(config.num_blocks() * config.n_routed_experts), 0);
@@ -122,6 +125,8 @@ Losses Objective::Impl::with_pass(const ParameterSet& weights, const TrainingBat
             weights,
             options.fp4 ? quantised.data() : nullptr,
             gradients,
+            expert_gradients,
+            ranks,
             scale,
             {tokens.data(), static_cast<std::size_t>(n)},
             angles.data(),
@@ -146,9 +151,9 @@ Losses Objective::Impl::with_pass(const ParameterSet& weights, const TrainingBat
 }
 
 Losses Objective::Impl::run(const ParameterSet& weights, const TrainingBatch& batch, float scale,
-                            ParameterSet* gradients) {
+                            ParameterSet* gradients, ParameterSet* expert_gradients) {
   return with_pass(
-      weights, batch, scale, gradients,
+      weights, batch, scale, gradients, expert_gradients,
       [&](Pass& pass, std::vector<BlockLayer>& blocks, ReadoutLayer& readout, const float* streams) {
         const Weights& w = weights.weights();
         const std::int64_t n = pass.n(), d = config.hidden_size, width = config.hc_mult * d;
@@ -187,7 +192,8 @@ Losses Objective::Impl::run(const ParameterSet& weights, const TrainingBatch& ba
       });
 }
 
-Result<Objective> Objective::create(const Config& config, ThreadPool& pool, const ObjectiveOptions& options) {
+Result<Objective> Objective::create(const Config& config, ThreadPool& pool, const ObjectiveOptions& options,
+                                    Communicator* ranks) {
   if (config.num_nextn_predict_layers > 1) {
     return fail(ErrorCode::unsupported, fmt::format("training with {} MTP blocks: the recipe has at most one "
                                                     "(num_nextn_predict_layers)",
@@ -202,7 +208,8 @@ Result<Objective> Objective::create(const Config& config, ThreadPool& pool, cons
   }
   HADAL_ASSIGN_OR_RETURN(auto backend, make_backend("cpu", "", pool));
   HADAL_ASSIGN_OR_RETURN(auto training, make_training_backend("cpu", "", pool));
-  return Objective(std::make_unique<Impl>(config, pool, options, std::move(backend), std::move(training)));
+  return Objective(
+      std::make_unique<Impl>(config, pool, options, ranks, std::move(backend), std::move(training)));
 }
 
 Objective::Objective(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -218,17 +225,17 @@ void Objective::set_options(const ObjectiveOptions& options) {
 }
 
 Losses Objective::forward_backward(const ParameterSet& weights, const TrainingBatch& batch, float scale,
-                                   ParameterSet& gradients) {
-  return impl_->run(weights, batch, scale, &gradients);
+                                   ParameterSet& gradients, ParameterSet& expert_gradients) {
+  return impl_->run(weights, batch, scale, &gradients, &expert_gradients);
 }
 
 Losses Objective::evaluate(const ParameterSet& weights, const TrainingBatch& batch) {
-  return impl_->run(weights, batch, 1, nullptr);
+  return impl_->run(weights, batch, 1, nullptr, nullptr);
 }
 
 void Objective::logits(const ParameterSet& weights, const TrainingBatch& batch, std::span<float> out) {
   HADAL_CHECK(static_cast<std::int64_t>(out.size()) == batch.n_tokens() * impl_->config.vocab_size);
-  impl_->with_pass(weights, batch, 1, nullptr,
+  impl_->with_pass(weights, batch, 1, nullptr, nullptr,
                    [&](Pass& pass, std::vector<BlockLayer>&, ReadoutLayer& readout, const float* streams) {
                      readout.logits(pass, streams, out.data());
                      return Losses{};

@@ -12,6 +12,7 @@
 #include <hadal/error.h>
 
 #include "base/thread_pool.h"
+#include "dist/communicator.h"
 #include "model/config.h"
 #include "train/matmul.h"
 #include "train/parameter_set.h"
@@ -67,9 +68,11 @@ struct MixingSums {
 class Objective {
  public:
   // Errors: unsupported, for a config that cannot be trained here (more than one MTP block; hc_mult above
-  // 16). The pool must outlive the objective, which belongs to one thread.
+  // 16). The pool must outlive the objective, which belongs to one thread. `ranks`: among whom the experts of
+  // the weights are spread (ParameterSet::placement); all must then run batches together, one of each. May be
+  // null where they are not.
   static Result<Objective> create(const Config& config, ThreadPool& pool,
-                                  const ObjectiveOptions& options = {});
+                                  const ObjectiveOptions& options = {}, Communicator* ranks = nullptr);
   Objective(Objective&&) noexcept;
   Objective& operator=(Objective&&) noexcept;
   ~Objective();
@@ -77,9 +80,14 @@ class Objective {
   const ObjectiveOptions& options() const;
   void set_options(const ObjectiveOptions& options);
 
-  // gradients += scale * d total / d weights. Bitwise the same for any number of threads.
+  // gradients += scale * d total / d weights. Bitwise the same for any number of threads. Those of routed
+  // experts go to `expert_gradients`, which may be the same set.
   Losses forward_backward(const ParameterSet& weights, const TrainingBatch& batch, float scale,
-                          ParameterSet& gradients);
+                          ParameterSet& gradients, ParameterSet& expert_gradients);
+  Losses forward_backward(const ParameterSet& weights, const TrainingBatch& batch, float scale,
+                          ParameterSet& gradients) {
+    return forward_backward(weights, batch, scale, gradients, gradients);
+  }
   Losses evaluate(const ParameterSet& weights, const TrainingBatch& batch);
   // The main model's logits, [B * T, vocab].
   void logits(const ParameterSet& weights, const TrainingBatch& batch, std::span<float> out);

@@ -59,7 +59,7 @@ Optimizer::Optimizer(const Config& config, const OptimizerOptions& options, Thre
     second_offsets_.push_back(second ? size : -1);
     if (second) size += p.size;
   }
-  state_.second = Buffer<float>(static_cast<std::size_t>(size));
+  state_.second = UntouchedFloats(static_cast<std::size_t>(size));
 }
 
 std::int64_t Optimizer::matrices_in(const ParameterInfo& info) const {

@@ -40,10 +40,11 @@ class Optimizer {
   void step(ParameterSet& weights, const ParameterSet& gradients, Trained trained, double learning_rate,
             double gradient_norm, const std::vector<bool>& mine = {});
 
-  // What a snapshot keeps.
+  // What a snapshot keeps. Of several ranks each has the moments of what it updates (ownership.h); the
+  // others' are never touched and take no memory.
   struct State {
-    ParameterSet first;    // Muon's momentum, AdamW's first moment
-    Buffer<float> second;  // AdamW's second moments, parameter after parameter
+    ParameterSet first;      // Muon's momentum, AdamW's first moment
+    UntouchedFloats second;  // AdamW's second moments, parameter after parameter
     std::int64_t indexer_steps = 0, other_steps = 0;
   };
   State& state() { return state_; }

@@ -1,6 +1,7 @@
 // One float32 number for every element of every parameter of a model, in the order of the one walk
 // (model/parameters.h). Master weights, gradients and the optimizer's moments are all sets of the same
-// layout, so that what belongs together lies at the same offset.
+// layout, so that what belongs together lies at the same offset: in one set as in the other, and on every
+// rank of a run. What other ranks hold (expert_placement.h) reads as zeros here and takes no memory.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +13,12 @@
 
 #include "base/buffer.h"
 #include "base/thread_pool.h"
+#include "dist/communicator.h"
 #include "model/config.h"
 #include "model/model.h"
 #include "model/parameters.h"
+#include "train/expert_placement.h"
+#include "train/untouched_floats.h"
 
 namespace hadal {
 
@@ -29,9 +33,9 @@ struct Parameter {
 
 class ParameterSet {
  public:
-  explicit ParameterSet(const Config& config);  // all zero
+  explicit ParameterSet(const Config& config, ExpertPlacement placement = {});  // all zero
   // The weights of a loaded model, dequantised exactly. The model must not be under a memory budget.
-  static ParameterSet from(const Model& model, ThreadPool& pool);
+  static ParameterSet from(const Model& model, ThreadPool& pool, ExpertPlacement placement = {});
 
   ParameterSet(ParameterSet&&) noexcept = default;
   ParameterSet& operator=(ParameterSet&&) noexcept = default;
@@ -53,7 +57,12 @@ class ParameterSet {
   // All of them, with zeros between the parameters.
   std::span<float> values() { return values_.span(); }
   std::span<const float> values() const { return values_.span(); }
-  void clear();  // all values 0; tables stay
+  const ExpertPlacement& placement() const { return placement_; }
+  std::int64_t held() const { return held_; }  // values that are here
+  // All values 0; tables stay.
+  void clear(ThreadPool& pool);
+  // This += other, of the same layout, where the other one has values.
+  void add(const ParameterSet& other, ThreadPool& pool);
 
   // The same numbers as the model's parts see them; valid for the life of this set.
   const Weights& weights() const { return weights_; }
@@ -63,8 +72,15 @@ class ParameterSet {
   }
 
  private:
+  // Calls body(begin, end) for ranges of the values that are here, shared out over the pool.
+  template <class Body>
+  void for_each_held(ThreadPool& pool, Body&& body) const;
+
   std::vector<Parameter> parameters_;
-  Buffer<float> values_;
+  UntouchedFloats values_;
+  ExpertPlacement placement_;
+  std::vector<Shard> elsewhere_;  // what other ranks hold, as ranges of values()
+  std::int64_t held_ = 0;
   Buffer<std::int32_t> tables_;
   std::vector<std::int64_t> table_offsets_;  // by parameter; -1: no table
   Weights weights_;

@@ -35,8 +35,9 @@ void Products::input_gradient(const float* w, std::int64_t out, std::int64_t in,
   pending_.push_back({rows, in, out, d_y, out, false, w, in, false, d_x, in, accumulate});
 }
 
-void Products::weight_gradient(const Linear& w, const float* d_y, const float* x, std::int64_t rows) {
-  pending_.push_back({w.out, w.in, rows, d_y, w.out, true, x, w.in, false, pass_.gradient(w), w.in, true});
+void Products::weight_gradient(float* d_w, std::int64_t out, std::int64_t in, const float* d_y,
+                               const float* x, std::int64_t rows) {
+  pending_.push_back({out, in, rows, d_y, out, true, x, in, false, d_w, in, true});
 }
 
 void Products::run() {

@@ -31,10 +31,12 @@ struct Pass {
   const ParameterSet& weights;
   const float* quantised =
       nullptr;  // the routed experts through FP4, where `weights` has them; null: as they are
-  ParameterSet* gradients = nullptr;     // null: no backward follows
-  float scale = 1;                       // of the gradient
-  std::span<const std::int32_t> tokens;  // [N]
-  const float* sliding_cos = nullptr;    // [N, r/2]
+  ParameterSet* gradients = nullptr;         // null: no backward follows
+  ParameterSet* expert_gradients = nullptr;  // of routed experts; may be the same
+  Communicator* ranks = nullptr;             // that the experts are spread over, where they are
+  float scale = 1;                           // of the gradient
+  std::span<const std::int32_t> tokens;      // [N]
+  const float* sliding_cos = nullptr;        // [N, r/2]
   const float* sliding_sin = nullptr;
   const float* compress_cos = nullptr;
   const float* compress_sin = nullptr;
@@ -52,6 +54,9 @@ struct Pass {
   float* gradient(const Linear& w) const { return gradient(reinterpret_cast<const float*>(w.weight)); }
   float* gradient(const Vector& w) const { return gradient(w.data()); }
   float* gradient(const float* w) const { return gradients->twin(weights, w); }
+  float* expert_gradient(const Linear& w) const {
+    return expert_gradients->twin(weights, reinterpret_cast<const float*>(w.weight));
+  }
   const float* values(const Linear& w) const { return reinterpret_cast<const float*>(w.weight); }
 
   // out = rmsnorm(x) * w; w may be null.
@@ -85,7 +90,11 @@ class Products {
   void input_gradient(const float* w, std::int64_t out, std::int64_t in, const float* d_y, std::int64_t rows,
                       float* d_x, bool accumulate);
   // d_W += d_y x^T summed over the rows
-  void weight_gradient(const Linear& w, const float* d_y, const float* x, std::int64_t rows);
+  void weight_gradient(const Linear& w, const float* d_y, const float* x, std::int64_t rows) {
+    weight_gradient(pass_.gradient(w), w.out, w.in, d_y, x, rows);
+  }
+  void weight_gradient(float* d_w, std::int64_t out, std::int64_t in, const float* d_y, const float* x,
+                       std::int64_t rows);
   void add(const MatmulParams& p) { pending_.push_back(p); }
   // Runs what has been asked for.
   void run();

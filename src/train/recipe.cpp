@@ -70,17 +70,19 @@ class Fields {
       if (std::find(known_.begin(), known_.end(), key) == known_.end())
         wrong(fmt::format("{} is not a field; allowed: {}", at(key), fmt::join(known_, ", ")));
     }
+    // Last, since what is missing may be there under a name that is not quite its own.
+    if (!missing_.empty()) wrong(fmt::format("{} is missing", at(missing_)));
   }
 
   const Json* find(const char* key) {
-    known_.emplace_back(key);
+    if (std::find(known_.begin(), known_.end(), key) == known_.end()) known_.emplace_back(key);
     if (!json_.is_object()) return nullptr;
     const auto found = json_.find(key);
     return found == json_.end() || found->is_null() ? nullptr : &*found;
   }
   const Json* require(const char* key) {
     const Json* value = find(key);
-    if (value == nullptr) wrong(fmt::format("{} is missing", at(key)));
+    if (value == nullptr && missing_.empty()) missing_ = key;
     return value;
   }
   std::string at(std::string_view key) const {
@@ -106,6 +108,13 @@ class Fields {
       return wrong(fmt::format("{} is {}, expected {}", at(key), excerpt(*value), range));
     }
     out = value->get<double>();
+  }
+  void boolean(const char* key, bool& out) {
+    const Json* value = find(key);
+    if (value == nullptr) return;
+    if (!value->is_boolean())
+      return wrong(fmt::format("{} is {}, expected true or false", at(key), excerpt(*value)));
+    out = value->get<bool>();
   }
   template <class Enum>
   void choice(const char* key, Enum& out, Names<std::type_identity_t<Enum>> names) {
@@ -171,6 +180,7 @@ class Fields {
   std::string path_;
   Problem& problem_;
   std::vector<std::string> known_;
+  std::string missing_;  // the first that was required
 };
 
 void read_model(Fields& fields, const fs::path& directory, TrainingRecipe& recipe) {
@@ -351,6 +361,7 @@ Result<TrainingRecipe> parse_recipe(std::string_view text, const fs::path& direc
     });
     fields.integer("micro_batch_tokens", recipe.micro_batch_tokens, 1);
     fields.integer("gradient_parts", recipe.gradient_parts, 1, 4096);
+    fields.boolean("expert_parallel", recipe.expert_parallel);
     std::size_t stage = 0;
     fields.list("stages", [&](Fields& f) { read_stage(f, json["stages"][stage++], recipe); });
     recipe.learning_rate.warmup_steps =
@@ -449,6 +460,7 @@ std::string TrainingRecipe::to_json() const {
     json["batch"].push_back({{"from_step", ramp.from_step}, {"tokens", ramp.tokens}});
   if (micro_batch_tokens != 0) json["micro_batch_tokens"] = micro_batch_tokens;
   if (gradient_parts != 1) json["gradient_parts"] = gradient_parts;
+  if (expert_parallel) json["expert_parallel"] = true;
   for (const RecipeStage& stage : stages) {
     Json entry = {
         {"from_step", stage.from_step}, {"length", stage.length}, {"attention", to_string(stage.attention)}};

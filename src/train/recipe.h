@@ -56,6 +56,7 @@ struct TrainingRecipe {
   std::int64_t micro_batch_tokens = 0;  // of one forward and backward; 0: the whole step
   // A step's gradient is the sum of so many parts: this many processes give the bits of one (batch_runner.h).
   std::int64_t gradient_parts = 1;
+  bool expert_parallel = false;  // routed experts are dealt out to the processes (expert_placement.h)
   std::vector<RecipeStage> stages;
 
   struct {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -31,9 +33,49 @@ struct Header {
 };
 static_assert(sizeof(Header) == 24);
 
+// An array of a file.
 struct Array {
   std::string name;
   std::span<const std::byte> bytes;
+};
+
+// An array in memory. Of several ranks not everyone has all of it; `shards`, ascending, say in float32
+// numbers what one rank alone has.
+struct Place {
+  std::string name;
+  std::span<std::byte> bytes;
+  std::span<const Shard> shards = {};
+};
+
+constexpr int kEveryone = -1;
+
+// visit(first byte, bytes, rank that has them) for all pieces of a place, ascending.
+template <class Visit>
+void for_each_piece(const Place& place, Visit&& visit) {
+  std::size_t at = 0;
+  for (const Shard& s : place.shards) {
+    const auto begin = static_cast<std::size_t>(s.offset) * sizeof(float),
+               size = static_cast<std::size_t>(s.size) * sizeof(float);
+    if (begin > at) visit(at, begin - at, kEveryone);
+    if (size > 0) visit(begin, size, s.owner);
+    at = begin + size;
+  }
+  if (place.bytes.size() > at) visit(at, place.bytes.size() - at, kEveryone);
+}
+
+class RunningHash {
+ public:
+  RunningHash() { XXH3_64bits_reset(state_.get()); }
+  void update(std::span<const std::byte> bytes) {
+    XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
+  }
+  std::uint64_t digest() const { return XXH3_64bits_digest(state_.get()); }
+
+ private:
+  struct Free {
+    void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
+  };
+  std::unique_ptr<XXH3_state_t, Free> state_{XXH3_createState()};
 };
 
 std::uint64_t hash_of(std::span<const std::byte> bytes) {
@@ -44,25 +86,26 @@ std::size_t round_up(std::size_t n) {
 }
 
 // Where the arrays of a snapshot go, or come from.
-struct Arrays {
-  std::vector<std::pair<std::string, std::span<std::byte>>> list;
+struct Places {
+  std::vector<Place> list;
 
   template <class T>
-  void add(std::string name, std::span<T> values) {
-    list.emplace_back(std::move(name), std::as_writable_bytes(values));
+  void add(std::string name, std::span<T> values, std::span<const Shard> shards = {}) {
+    list.push_back({std::move(name), std::as_writable_bytes(values), shards});
   }
-  void add_weights(ParameterSet& weights) {
-    add("weights", weights.values());
+  void add_weights(ParameterSet& weights, std::span<const Shard> spread) {
+    add("weights", weights.values(), spread);
     for (const Parameter& p : weights.parameters())
       if (p.info.role == Role::hash_table) add("table " + p.info.name, weights.table(p));
   }
 };
 
-Status write_arrays(const fs::path& path, Json json, std::span<const Array> arrays) {
-  for (const Array& array : arrays) {
-    json["arrays"].push_back({{"name", array.name},
-                              {"bytes", array.bytes.size()},
-                              {"xxh3", fmt::format("{:016x}", hash_of(array.bytes))}});
+// All that stands before the arrays; its size does not depend on the checksums.
+std::string header_of(Json json, std::span<const Place> places, std::span<const std::uint64_t> checksums) {
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    json["arrays"].push_back({{"name", places[i].name},
+                              {"bytes", places[i].bytes.size()},
+                              {"xxh3", fmt::format("{:016x}", checksums[i])}});
   }
   std::string text = json.dump();
   // Spaces, so that the arrays start at a multiple of 64 bytes.
@@ -70,16 +113,54 @@ Status write_arrays(const fs::path& path, Json json, std::span<const Array> arra
   Header header;
   header.json_bytes = static_cast<std::uint32_t>(text.size());
   header.json_hash = XXH3_64bits(text.data(), text.size());
-  constexpr std::array<std::byte, kAlign> kZeros{};
-  HADAL_ASSIGN_OR_RETURN(FileWriter writer, FileWriter::create(path));
-  HADAL_RETURN_IF_ERROR(writer.write(std::as_bytes(std::span(&header, 1))));
-  HADAL_RETURN_IF_ERROR(writer.write(text));
-  for (const Array& array : arrays) {
-    HADAL_RETURN_IF_ERROR(writer.write(array.bytes));
-    HADAL_RETURN_IF_ERROR(
-        writer.write(std::span(kZeros).first(round_up(array.bytes.size()) - array.bytes.size())));
+  std::string bytes(sizeof(header), '\0');
+  std::memcpy(bytes.data(), &header, sizeof(header));
+  return bytes + text;
+}
+
+// The first rank writes, piece by piece, and gets what others alone have when its turn comes: nobody needs
+// memory for all of it. What others send is taken after an error too, of which they do not know yet.
+Status write_places(const fs::path& path, const Json& json, std::span<const Place> places,
+                    Communicator& ranks) {
+  const bool writes = ranks.rank() == 0;
+  std::optional<FileWriter> writer;
+  Status status;
+  const auto write = [&](auto bytes) {
+    if (status) status = writer->write(bytes);
+  };
+  std::vector<std::uint64_t> checksums(places.size());
+  if (writes) {
+    auto created = FileWriter::create(path);
+    if (created) {
+      writer.emplace(std::move(*created));
+    } else {
+      status = tl::unexpected(created.error());
+    }
+    write(std::string_view(header_of(json, places, checksums)));
   }
-  return writer.commit();
+  constexpr std::array<std::byte, kAlign> kZeros{};
+  std::vector<std::byte> received;
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    const Place& place = places[i];
+    RunningHash checksum;
+    for_each_piece(place, [&](std::size_t begin, std::size_t size, int owner) {
+      std::span<const std::byte> piece = place.bytes.subspan(begin, size);
+      if (owner > 0) {
+        if (writes) received.resize(size);
+        ranks.to_first(owner, piece, received);
+        piece = received;
+      }
+      if (!writes) return;
+      checksum.update(piece);
+      write(piece);
+    });
+    checksums[i] = checksum.digest();
+    if (writes) write(std::span(kZeros).first(round_up(place.bytes.size()) - place.bytes.size()));
+  }
+  if (!writes) return {};
+  HADAL_RETURN_IF_ERROR(status);
+  HADAL_RETURN_IF_ERROR(writer->overwrite(0, header_of(json, places, checksums)));
+  return writer->commit();
 }
 
 // A snapshot whose checksums are all right.
@@ -128,29 +209,33 @@ Result<Opened> open_snapshot(const fs::path& path, std::uint64_t config) {
   return opened;
 }
 
-Status copy_arrays(const Opened& opened, const fs::path& path, const Arrays& wanted) {
+// To a rank what it has.
+Status copy_arrays(const Opened& opened, const fs::path& path, std::span<const Place> wanted, int rank) {
   std::vector<const Array*> sources;
-  for (const auto& [name, to] : wanted.list) {
+  for (const Place& place : wanted) {
     const auto found = std::find_if(opened.arrays.begin(), opened.arrays.end(),
-                                    [&name = name](const Array& array) { return array.name == name; });
-    if (found == opened.arrays.end() || found->bytes.size() != to.size())
-      return fail(ErrorCode::corrupt,
-                  fmt::format("{}: no array \"{}\" of {} bytes", path.string(), name, to.size()));
+                                    [&](const Array& array) { return array.name == place.name; });
+    if (found == opened.arrays.end() || found->bytes.size() != place.bytes.size()) {
+      return fail(ErrorCode::corrupt, fmt::format("{}: no array \"{}\" of {} bytes", path.string(),
+                                                  place.name, place.bytes.size()));
+    }
     sources.push_back(&*found);
   }
   for (std::size_t i = 0; i < sources.size(); ++i) {
-    if (!sources[i]->bytes.empty())
-      std::memcpy(wanted.list[i].second.data(), sources[i]->bytes.data(), sources[i]->bytes.size());
+    for_each_piece(wanted[i], [&](std::size_t begin, std::size_t size, int owner) {
+      if (owner == kEveryone || owner == rank)
+        std::memcpy(wanted[i].bytes.data() + begin, sources[i]->bytes.data() + begin, size);
+    });
   }
   return {};
 }
 
-Arrays arrays_of(ParameterSet& weights, Optimizer::State& optimizer) {
-  Arrays arrays;
-  arrays.add_weights(weights);
-  arrays.add("first moments", optimizer.first.values());
-  arrays.add("second moments", optimizer.second.span());
-  return arrays;
+Places places_of(ParameterSet& weights, Optimizer::State& optimizer, const Ownership& owned) {
+  Places places;
+  places.add_weights(weights, owned.spread);
+  places.add("first moments", optimizer.first.values(), owned.parameters);
+  places.add("second moments", optimizer.second.span(), owned.second);
+  return places;
 }
 
 }  // namespace
@@ -181,13 +266,8 @@ std::uint64_t config_hash(const Config& config) {
 }
 
 Status write_snapshot(const fs::path& run, std::uint64_t config, const TrainerState& state,
-                      const ParameterSet& weights, const Optimizer::State& optimizer) {
-  std::error_code error;
-  fs::create_directories(run / "snapshots", error);
-  if (error) {
-    return fail(ErrorCode::io, fmt::format("{}: cannot create the directory: {}",
-                                           (run / "snapshots").string(), error.message()));
-  }
+                      const ParameterSet& weights, const Optimizer::State& optimizer, const Ownership& owned,
+                      Communicator& ranks) {
   Json json = {{"config", config},
                {"step", state.step},
                {"recent_losses", state.recent_losses},
@@ -199,12 +279,18 @@ Status write_snapshot(const fs::path& run, std::uint64_t config, const TrainerSt
                {"other_steps", optimizer.other_steps},
                {"routings", state.routing.size()}};
   // The same list serves reading, which writes to the spans; here nobody does.
-  const Arrays list = arrays_of(const_cast<ParameterSet&>(weights), const_cast<Optimizer::State&>(optimizer));
-  std::vector<Array> arrays;
-  for (const auto& [name, bytes] : list.list) arrays.push_back({name, bytes});
-  for (std::size_t i = 0; i < state.routing.size(); ++i)
-    arrays.push_back({fmt::format("routing {}", i), std::as_bytes(std::span(state.routing[i]))});
-  Status status = write_arrays(snapshot_path(run, state.step), std::move(json), arrays);
+  Places places =
+      places_of(const_cast<ParameterSet&>(weights), const_cast<Optimizer::State&>(optimizer), owned);
+  for (std::size_t i = 0; i < state.routing.size(); ++i) {
+    const std::span<const std::int32_t> routing = state.routing[i];
+    places.add(fmt::format("routing {}", i),
+               std::span(const_cast<std::int32_t*>(routing.data()), routing.size()));
+  }
+  if (ranks.rank() == 0) {
+    std::error_code ignored;  // then there is no file to be made there, which says why
+    fs::create_directories(run / "snapshots", ignored);
+  }
+  Status status = write_places(snapshot_path(run, state.step), json, places.list, ranks);
   if (!status) {
     const auto before = list_snapshots(run);
     return fail(
@@ -217,7 +303,7 @@ Status write_snapshot(const fs::path& run, std::uint64_t config, const TrainerSt
 }
 
 Status read_snapshot(const fs::path& path, std::uint64_t config, TrainerState& state, ParameterSet& weights,
-                     Optimizer::State& optimizer) {
+                     Optimizer::State& optimizer, const Ownership& owned, int rank) {
   HADAL_ASSIGN_OR_RETURN(const Opened opened, open_snapshot(path, config));
   TrainerState read;
   std::int64_t indexer_steps = 0, other_steps = 0;
@@ -240,7 +326,7 @@ Status read_snapshot(const fs::path& path, std::uint64_t config, TrainerState& s
     if (!routing.empty())
       std::memcpy(routing.data(), array.bytes.data(), routing.size() * sizeof(std::int32_t));
   }
-  HADAL_RETURN_IF_ERROR(copy_arrays(opened, path, arrays_of(weights, optimizer)));
+  HADAL_RETURN_IF_ERROR(copy_arrays(opened, path, places_of(weights, optimizer, owned).list, rank));
   optimizer.indexer_steps = indexer_steps;
   optimizer.other_steps = other_steps;
   state = std::move(read);
@@ -249,9 +335,9 @@ Status read_snapshot(const fs::path& path, std::uint64_t config, TrainerState& s
 
 Status read_snapshot_weights(const fs::path& path, std::uint64_t config, ParameterSet& weights) {
   HADAL_ASSIGN_OR_RETURN(const Opened opened, open_snapshot(path, config));
-  Arrays arrays;
-  arrays.add_weights(weights);
-  return copy_arrays(opened, path, arrays);
+  Places places;
+  places.add_weights(weights, {});
+  return copy_arrays(opened, path, places.list, 0);
 }
 
 void prune_snapshots(const fs::path& run, std::int64_t keep) {

@@ -15,7 +15,9 @@
 
 #include <hadal/error.h>
 
+#include "dist/communicator.h"
 #include "train/optimizer.h"
+#include "train/ownership.h"
 #include "train/parameter_set.h"
 
 namespace hadal {
@@ -35,13 +37,15 @@ std::filesystem::path snapshot_path(const std::filesystem::path& run, std::int64
 // Ascending by step.
 std::vector<std::int64_t> list_snapshots(const std::filesystem::path& run);
 
-// Errors: io; resource_exhausted for a full disk, saying that the snapshot before it is intact.
+// A snapshot is whole, whoever had its numbers: all ranks call this, and the first one writes. Errors, there
+// alone: io; resource_exhausted for a full disk, saying that the snapshot before it is intact.
 Status write_snapshot(const std::filesystem::path& run, std::uint64_t config_hash, const TrainerState& state,
-                      const ParameterSet& weights, const Optimizer::State& optimizer);
-// Checks every checksum before it changes anything. Errors: not_found, io, corrupt, invalid_argument (of
-// another model).
+                      const ParameterSet& weights, const Optimizer::State& optimizer, const Ownership& owned,
+                      Communicator& ranks);
+// What this rank has of it. Checks every checksum before it changes anything. Errors: not_found, io, corrupt,
+// invalid_argument (of another model).
 Status read_snapshot(const std::filesystem::path& path, std::uint64_t config_hash, TrainerState& state,
-                     ParameterSet& weights, Optimizer::State& optimizer);
+                     ParameterSet& weights, Optimizer::State& optimizer, const Ownership& owned, int rank);
 // Only the weights; for exports.
 Status read_snapshot_weights(const std::filesystem::path& path, std::uint64_t config_hash,
                              ParameterSet& weights);

@@ -11,6 +11,7 @@
 #include "train/batch_runner.h"
 #include "train/initial_weights.h"
 #include "train/optimizer.h"
+#include "train/ownership.h"
 #include "train/run_directory.h"
 #include "train/snapshot.h"
 
@@ -58,26 +59,11 @@ struct Trainer::Impl {
   std::optional<BatchRunner> batches = {};
   TrainerState state = {};
   std::optional<MetricsFile> metrics = {};  // of the first rank
-  // Of several ranks: who updates which parameter, in the weights and in the second moments.
-  std::vector<Shard> shards = {}, second_shards = {};
-  std::vector<bool> mine = {};  // by parameter
+  Ownership owned = {};
   Alone alone = {};
 
   Communicator& ranks() { return options.communicator != nullptr ? *options.communicator : alone; }
   bool first_rank() { return ranks().rank() == 0; }
-  void deal_out_parameters() {
-    const int size = ranks().size();
-    if (size == 1) return;
-    const std::vector<int> owners = deal_out(optimizer.costs(), size);
-    const auto parameters = weights.parameters();
-    for (std::size_t i = 0; i < parameters.size(); ++i) {
-      const Parameter& p = parameters[i];
-      mine.push_back(owners[i] == ranks().rank());
-      shards.push_back({p.offset, p.size, owners[i]});
-      if (optimizer.second_offset(i) >= 0)
-        second_shards.push_back({optimizer.second_offset(i), p.size, owners[i]});
-    }
-  }
 
   void notice(const std::string& text) const {
     if (options.notice) options.notice(text);
@@ -153,12 +139,20 @@ struct Trainer::Impl {
     return batches->evaluate(plan, weights);
   }
 
+  // An update may leave what no later loss shows: the row of a token that the data does not have.
+  Status check_weights() {
+    const Parameter* p = first_not_finite(weights, pool);
+    if (p == nullptr) return {};
+    return fail(ErrorCode::internal,
+                fmt::format("before step {}: the weight {} is not finite, so no snapshot is "
+                            "taken; {}",
+                            state.step, p->info.name, last_snapshot()));
+  }
   Status snapshot() {
-    ranks().share(shards, optimizer.state().first.values().data());
-    ranks().share(second_shards, optimizer.state().second.data());
-    if (!first_rank()) return agree(ranks(), {});
-    const Status written = write_snapshot(options.run, hash, state, weights, optimizer.state());
-    if (written) prune_snapshots(options.run, recipe.snapshot.keep);
+    HADAL_RETURN_IF_ERROR(agree(ranks(), check_weights()));
+    const Status written =
+        write_snapshot(options.run, hash, state, weights, optimizer.state(), owned, ranks());
+    if (written && first_rank()) prune_snapshots(options.run, recipe.snapshot.keep);
     return agree(ranks(), written);
   }
 
@@ -166,8 +160,8 @@ struct Trainer::Impl {
   Result<bool> restore() {
     auto steps = list_snapshots(options.run);
     for (auto at = steps.rbegin(); at != steps.rend(); ++at) {
-      const Status status =
-          read_snapshot(snapshot_path(options.run, *at), hash, state, weights, optimizer.state());
+      const Status status = read_snapshot(snapshot_path(options.run, *at), hash, state, weights,
+                                          optimizer.state(), owned, ranks().rank());
       if (status) return true;
       if (status.error().code() != ErrorCode::corrupt) return tl::unexpected(status.error());
       if (at + 1 == steps.rend())
@@ -250,7 +244,7 @@ struct Trainer::Impl {
     std::span<const std::int32_t> routing;
     if (!state.routing.empty()) routing = state.routing.front();
     m.anticipated = !routing.empty();
-    StepGradient gradient = batches->forward_backward(m.plan, weights, routing, shards, gradients);
+    StepGradient gradient = batches->forward_backward(m.plan, weights, routing, owned.replicated, gradients);
     if (options.tamper) options.tamper(m.plan.step, gradient.losses, gradients);
     m.model_seconds = seconds_since(start);
     const Clock::time_point update = Clock::now();
@@ -268,8 +262,8 @@ struct Trainer::Impl {
     const Trained trained = m.plan.attention == StageAttention::dense     ? Trained::all_but_indexer
                             : m.plan.attention == StageAttention::indexer ? Trained::indexer
                                                                           : Trained::all;
-    optimizer.step(weights, gradients, trained, m.plan.learning_rate, m.gradient_norm, mine);
-    ranks().share(shards, weights.values().data());
+    optimizer.step(weights, gradients, trained, m.plan.learning_rate, m.gradient_norm, owned.mine);
+    ranks().share(owned.replicated, weights.values().data());
     if (trained != Trained::indexer) balance_experts(gradient.load);
     describe_load(gradient.load, m);
     m.optimizer_seconds = seconds_since(update);
@@ -316,10 +310,7 @@ Result<Losses> Trainer::evaluate() {
 }
 
 std::int64_t Trainer::memory() const {
-  const auto floats = [](const ParameterSet& set) { return static_cast<std::int64_t>(set.values().size()); };
-  const Optimizer::State& moments = impl_->optimizer.state();
-  return 4 * (floats(impl_->weights) + floats(impl_->gradients) + floats(moments.first) +
-              static_cast<std::int64_t>(moments.second.size())) +
+  return 4 * (impl_->weights.held() + impl_->gradients.held() + impl_->owned.moments) +
          impl_->batches->memory();
 }
 
@@ -330,25 +321,29 @@ Result<Trainer> Trainer::create(TrainingRecipe recipe, TrainerOptions options, T
   if (first_rank) {
     HADAL_ASSIGN_OR_RETURN(there, find_run(options.run, text, options.resume));
   }
+  ExpertPlacement placement;
+  if (recipe.expert_parallel && options.communicator != nullptr) {
+    placement = {options.communicator->rank(), options.communicator->size(), recipe.config.n_routed_experts};
+  }
   std::optional<ParameterSet> weights;
   if (recipe.checkpoint.empty()) {
-    weights = initial_weights(recipe, pool);
+    weights = initial_weights(recipe, pool, placement);
   } else {
     HADAL_ASSIGN_OR_RETURN(const Model model, Model::load(recipe.checkpoint, options.notice));
-    weights = ParameterSet::from(model, pool);
+    weights = ParameterSet::from(model, pool, placement);
   }
   const Config config = recipe.config;
   Optimizer optimizer(config, optimizer_options(recipe), pool);
-  auto impl =
-      std::unique_ptr<Impl>(new Impl{std::move(recipe), std::move(options), pool, std::move(*weights),
-                                     ParameterSet(config), std::move(optimizer), config_hash(config)});
+  auto impl = std::unique_ptr<Impl>(new Impl{std::move(recipe), std::move(options), pool, std::move(*weights),
+                                             ParameterSet(config, placement), std::move(optimizer),
+                                             config_hash(config)});
   HADAL_ASSIGN_OR_RETURN(impl->batches, BatchRunner::create(impl->recipe, impl->ranks(), pool));
   if (first_rank) {
     HADAL_ASSIGN_OR_RETURN(impl->lock, open_run(text, impl->options.run, there));
   }
+  impl->owned = Ownership::of(impl->weights, impl->optimizer, impl->ranks());
   HADAL_ASSIGN_OR_RETURN(const bool found, impl->restore());
   if (there && !found) impl->notice("no snapshot yet: the run starts again");
-  impl->deal_out_parameters();
   HADAL_RETURN_IF_ERROR(impl->open_metrics());
   HADAL_RETURN_IF_ERROR(
       impl->batches->prepare(plan_step(impl->recipe, std::min(impl->state.step, impl->recipe.steps - 1))));

@@ -45,6 +45,17 @@ TEST_F(FileWriterTest, NothingIsSeenBeforeCommit) {
   EXPECT_EQ(files(), 1U) << "the temporary file is gone";
 }
 
+TEST_F(FileWriterTest, WhatWasWrittenCanBeOverwritten) {
+  auto writer = FileWriter::create(path_);
+  ASSERT_TRUE(writer.has_value());
+  ASSERT_TRUE(writer->write("0000 bytes").has_value());
+  ASSERT_TRUE(writer->overwrite(2, "12").has_value());
+  ASSERT_TRUE(writer->write(" more").has_value());
+  EXPECT_EQ(writer->bytes_written(), 15U);
+  ASSERT_TRUE(writer->commit().has_value());
+  EXPECT_EQ(read_file(path_).value(), "0012 bytes more");
+}
+
 TEST_F(FileWriterTest, AnOldFileStaysWholeUntilCommitAndIsThenReplaced) {
   ASSERT_TRUE(write_file(path_, "old").has_value());
   auto writer = FileWriter::create(path_);

@@ -20,7 +20,7 @@ namespace {
 
 using testing::HasSubstr;
 
-class TrainMpi : public testing::Test {
+class Mpi : public testing::Test {
  protected:
   void SetUp() override {
 #ifndef HADAL_WITH_MPI
@@ -59,9 +59,17 @@ class TrainMpi : public testing::Test {
   test::RunDirectory directory_;
 };
 
+// Whether every process has all experts, or each its own.
+class TrainMpi : public Mpi, public testing::WithParamInterface<bool> {
+ protected:
+  std::string recipe(std::int64_t steps, const std::string& extra = "") const {
+    return Mpi::recipe(steps, extra + (GetParam() ? R"(, "expert_parallel": true)" : ""));
+  }
+};
+
 // All three kinds of stages, the batch ramp, evaluations, 100 steps: the same bits. Not only to 1e-5, since
 // what differs in the last place Newton-Schulz blows up, and in the router it flips a choice.
-TEST_F(TrainMpi, RanksHaveTheLossesOfOneProcess) {
+TEST_P(TrainMpi, RanksHaveTheLossesOfOneProcess) {
   const std::string parts = R"(, "gradient_parts": 2)";
   ASSERT_EQ(run_command(fmt::format("train {} --run {}", recipe(100, parts), path("one"))).exit_code, 0);
   const auto one = metrics("one");
@@ -90,7 +98,7 @@ TEST_F(TrainMpi, RanksHaveTheLossesOfOneProcess) {
   EXPECT_TRUE(exported("one") == exported("two"));
 }
 
-TEST_F(TrainMpi, AStoppedRunGoesOnBitForBit) {
+TEST_P(TrainMpi, AStoppedRunGoesOnBitForBit) {
   const auto train = [&](const std::string& run, const std::string& more) {
     const auto result = mpirun(2, fmt::format("train {} --run {} {}", recipe(20), path(run), more));
     EXPECT_EQ(result.exit_code, 0) << result.err;
@@ -105,7 +113,7 @@ TEST_F(TrainMpi, AStoppedRunGoesOnBitForBit) {
   EXPECT_TRUE(train("half", "--resume") == whole);
 }
 
-TEST_F(TrainMpi, ALostRankEndsTheRunAndTheLastSnapshotIsKept) {
+TEST_P(TrainMpi, ALostRankEndsTheRunAndTheLastSnapshotIsKept) {
   const std::string recipe_path = recipe(5000), run = path("run"), err = path("err");
   const pid_t child = ::fork();
   ASSERT_GE(child, 0);
@@ -134,7 +142,7 @@ TEST_F(TrainMpi, ALostRankEndsTheRunAndTheLastSnapshotIsKept) {
   EXPECT_EQ(exported.exit_code, 0) << exported.err;
 }
 
-TEST_F(TrainMpi, WhatRanksCannotDoIsSaidOnce) {
+TEST_F(Mpi, WhatRanksCannotDoIsSaidOnce) {
   const auto fails = [&](int processes, const std::string& arguments, const std::string& expected) {
     const auto result = mpirun(processes, arguments);
     EXPECT_NE(result.exit_code, 0);
@@ -152,6 +160,9 @@ TEST_F(TrainMpi, WhatRanksCannotDoIsSaidOnce) {
   fails(2, fmt::format("train {} --run {}", recipe(9, R"(, "gradient_parts": 3)"), path("c")),
         "2 processes, but gradient_parts is 3");
 }
+
+INSTANTIATE_TEST_SUITE_P(Experts, TrainMpi, testing::Bool(),
+                         [](const auto& of) { return std::string(of.param ? "OneEach" : "Everywhere"); });
 
 }  // namespace
 }  // namespace hadal

@@ -28,7 +28,9 @@ std::string problem(const std::string& from, const std::string& to) {
 }
 
 TEST(Recipe, UsedRecipeParsesToItself) {
-  const std::string text = parsed(30, R"(, "fp4_from_step": 3, "initial": {"comb": "uniform"})").to_json();
+  const std::string text =
+      parsed(30, R"(, "fp4_from_step": 3, "expert_parallel": true, "initial": {"comb": "uniform"})")
+          .to_json();
   const auto again = parse_recipe(text, "/");
   ASSERT_TRUE(again.has_value()) << again.error().message();
   EXPECT_EQ(again->to_json(), text);
@@ -39,6 +41,10 @@ TEST(Recipe, WhatIsWrongIsNamed) {
             "learning_rate.peek is not a field; allowed: peak, final, warmup_steps, decay_from");
   EXPECT_EQ(problem(R"("steps": 30)", R"("steps": 0)"), "steps is 0, expected an integer of at least 1");
   EXPECT_EQ(problem(R"("seed": 5)", R"("sead": 5)").substr(0, 33), "sead is not a field; allowed: nam");
+  EXPECT_EQ(problem(R"("steps": 30)", R"("stepz": 30)").substr(0, 33), "stepz is not a field; allowed: na");
+  EXPECT_EQ(problem(R"("steps": 30,)", ""), "steps is missing");
+  EXPECT_EQ(problem(R"("seed": 5)", R"("seed": 5, "expert_parallel": 1)"),
+            "expert_parallel is 1, expected true or false");
   EXPECT_EQ(problem(R"("precision": "f32")", R"("precision": "f64")"),
             R"(precision is "f64", expected one of "f32", "bf16")");
   EXPECT_EQ(problem(R"("from_step": 12, "length": 16)", R"("from_step": 12, "length": 17)"),

@@ -159,6 +159,21 @@ TEST_F(TrainerTest, WhatIsNotFiniteStopsTheRunAndIsNamed) {
   EXPECT_THAT(status.error().message(), HasSubstr("there is no snapshot yet"));
 }
 
+// Without an epsilon AdamW divides nothing by nothing in the embedding of token 0, which the corpus does not
+// have.
+TEST_F(TrainerTest, WeightsThatAreNotFiniteMakeNoSnapshot) {
+  ThreadPool pool(2);
+  TrainingRecipe no_epsilon = recipe();
+  no_epsilon.optimizer.epsilon = 0;
+  no_epsilon.snapshot.every = 1;
+  auto trainer = open(no_epsilon, "run", pool);
+  ASSERT_TRUE(trainer.has_value());
+  const Status status = trainer->run();
+  ASSERT_FALSE(status.has_value());
+  EXPECT_THAT(status.error().message(), HasSubstr("before step 1: the weight embed.weight is not finite"));
+  EXPECT_THAT(list_snapshots(directory_.path() / "run"), testing::IsEmpty());
+}
+
 TEST_F(TrainerTest, ASpikeGoesBackAndAnticipatesRouting) {
   const std::string extra =
       R"(, "spike": {"rise": 2, "window": 3}, "anticipatory_routing": {"mode": "after_spike", "delay": 2, "steps": 2})";
