@@ -21,6 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   options.tool_calls = (choice & 2) == 0;
   options.plain_xml = (choice & 4) != 0;
   options.starts_in_tool_calls = (choice & 8) != 0;
+  options.mends_tags = (choice & 32) != 0;
   if ((choice & 16) != 0) {
     options.schemas = std::make_shared<
         const hadal::ToolSchemas>(hadal::tool_schemas_from_json(*hadal::parse_json(

@@ -4,6 +4,7 @@
 #   tools/install_dependencies.sh build    for the hadal binary
 #   tools/install_dependencies.sh test     also for the tests, the benches, the fuzz targets and lint
 #   tools/install_dependencies.sh aarch64  for the kernels' tests under qemu
+#   tools/install_dependencies.sh browser  for the tests of the server's page
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache pkg-config libfmt-dev libexpected-dev libpcre2-dev nlohmann-json3-dev
@@ -15,8 +16,9 @@ case ${1:-} in
       clang-format-14 clang-tidy-14 python3 python3-venv)
     ;;
   aarch64) packages=(cmake ninja-build libfmt-dev libexpected-dev googletest g++-aarch64-linux-gnu qemu-user-static) ;;
+  browser) packages=(chromium chromium-driver) ;;
   *)
-    echo "usage: tools/install_dependencies.sh build|test|aarch64" >&2
+    echo "usage: tools/install_dependencies.sh build|test|aarch64|browser" >&2
     exit 2
     ;;
 esac

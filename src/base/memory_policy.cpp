@@ -1,5 +1,6 @@
 #include "base/memory_policy.h"
 
+#include <malloc.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -94,6 +95,12 @@ std::int64_t resident_memory_bytes() {
 }
 std::int64_t peak_memory_bytes() {
   return status_bytes("VmHWM:");
+}
+
+void release_free_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 }  // namespace hadal

@@ -42,4 +42,8 @@ Status interleave_memory(std::span<const int> nodes);
 std::int64_t resident_memory_bytes();
 std::int64_t peak_memory_bytes();
 
+// Gives back to the system what is free in the heap. glibc by itself keeps a free stretch as long as anything behind it
+// is in use, and where long-lived pieces come and go in any order that can be several times as much as is in use.
+void release_free_memory();
+
 }  // namespace hadal

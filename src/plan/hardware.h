@@ -36,8 +36,8 @@ struct ArithmeticPeaks {
   double bf16_gflops = 0;  // BF16 dot products into float32; 0 where there is no such instruction
   double int8_gops = 0;    // byte dot products into int32, likewise
 };
-// Means over `seconds` of each kind, not the best instant: what else runs on the machine slows this down as it
-// slows down the work that is compared with it.
+// Means over `seconds` of each kind, not the best instant: what else runs on the machine slows this down as
+// it slows down the work that is compared with it.
 ArithmeticPeaks measure_arithmetic(ThreadPool& pool, double seconds = 0.1);
 
 }  // namespace hadal

@@ -48,7 +48,10 @@ void Answer::end_stream() {
 }
 
 void Answer::send_whole(const Json& body) {
-  std::string text = to_text(body);
+  send_whole(to_text(body));
+}
+
+void Answer::send_whole(std::string text) {
   if (begun_) {  // blanks went ahead
     reply_->write(std::move(text));
     reply_->end();

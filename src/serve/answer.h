@@ -66,6 +66,7 @@ class Answer {
   void send_event(std::string_view name, const Json& data);
   void send_text(std::string_view text);  // the same, of data that is no JSON
   void send_whole(const Json& body);      // instead of a stream
+  void send_whole(std::string body);      // the same, as text
   void end_stream();
   bool streams() const { return request_.stream; }
   virtual void fail_in_stream(const ApiError& error);

@@ -8,6 +8,8 @@
   extern "C" const char symbol##_end[]
 
 HADAL_EMBED(hadal_web_page, "index.html");
+HADAL_EMBED(hadal_web_style, "style.css");
+HADAL_EMBED(hadal_web_script, "page.js");
 HADAL_EMBED(hadal_web_openapi, "openapi.json");
 
 namespace hadal::serve {
@@ -19,8 +21,14 @@ std::string_view between(const char* begin, const char* end) {
 
 }  // namespace
 
-std::string_view embedded_page() {
-  return between(hadal_web_page_begin, hadal_web_page_end);
+std::optional<PageFile> embedded_page(std::string_view path) {
+  if (path.empty() || path == "/")
+    return PageFile{between(hadal_web_page_begin, hadal_web_page_end), "text/html; charset=utf-8"};
+  if (path == "/style.css")
+    return PageFile{between(hadal_web_style_begin, hadal_web_style_end), "text/css; charset=utf-8"};
+  if (path == "/page.js")
+    return PageFile{between(hadal_web_script_begin, hadal_web_script_end), "text/javascript; charset=utf-8"};
+  return std::nullopt;
 }
 
 std::string_view embedded_openapi() {

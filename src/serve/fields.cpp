@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -20,6 +21,41 @@ std::optional<std::int64_t> to_integer(const JsonValue& value) {
   const auto number = to_number(value);
   if (!number || *number != std::trunc(*number) || std::abs(*number) > kMost) return std::nullopt;
   return static_cast<std::int64_t>(*number);
+}
+
+Json to_json(const JsonValue& value) {
+  switch (value.kind) {
+    case JsonValue::Kind::null:
+      return nullptr;
+    case JsonValue::Kind::boolean:
+      return value.boolean;
+    case JsonValue::Kind::number: {
+      const char* end = value.text.data() + value.text.size();
+      std::int64_t whole = 0;
+      if (const auto read = std::from_chars(value.text.data(), end, whole);
+          read.ec == std::errc() && read.ptr == end)
+        return whole;
+      if (const auto number = to_number(value)) return *number;
+      const double most = std::numeric_limits<double>::max();
+      // Too small for a double is out of range too.
+      const std::size_t exponent = value.text.find_first_of("eE");
+      if (exponent != std::string::npos && value.text.find('-', exponent) != std::string::npos) return 0.0;
+      return value.text.starts_with('-') ? -most : most;
+    }
+    case JsonValue::Kind::string:
+      return value.text;
+    case JsonValue::Kind::array: {
+      Json array = Json::array();
+      for (const JsonValue& item : value.items) array.push_back(to_json(item));
+      return array;
+    }
+    case JsonValue::Kind::object: {
+      Json object = Json::object();
+      for (const JsonMember& member : value.members) object[member.key] = to_json(member.value);
+      return object;
+    }
+  }
+  return nullptr;
 }
 
 std::string Fields::name(std::string_view key) const {

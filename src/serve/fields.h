@@ -45,5 +45,7 @@ class Fields {
 std::optional<double> to_number(const JsonValue& value);
 // If it is a whole one within +-2^53; 5.0 is.
 std::optional<std::int64_t> to_integer(const JsonValue& value);
+// The same value, for an answer to repeat. A number that no double holds becomes the largest that one does.
+Json to_json(const JsonValue& value);
 
 }  // namespace hadal::serve

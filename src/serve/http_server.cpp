@@ -194,6 +194,11 @@ void Connection::read_body() {
   // Both would mean that somebody on the way may see another end of this request than we do.
   if (message.count(http::field::transfer_encoding) > 0 && message.count(http::field::content_length) > 0)
     return refuse(400, target, "a request cannot have both a length and an encoding");
+  // Any other encoding would leave it open where the body ends, and the rest would be read as requests.
+  const std::size_t encodings = message.count(http::field::transfer_encoding);
+  if (encodings > 1 ||
+      (encodings == 1 && !beast::iequals(message[http::field::transfer_encoding], "chunked")))
+    return refuse(400, target, "the only transfer encoding is chunked");
   const std::uint64_t most = length ? *length : shared_->options.max_body_bytes;
   arm(read_timer_, shared_->options.body_timeout +
                        std::chrono::milliseconds(1000 * most / shared_->options.min_body_rate));

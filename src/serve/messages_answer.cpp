@@ -76,7 +76,7 @@ class MessagesAnswer final : public Answer {
   }
 
   void finish(const TurnResult& result) override {
-    if (!streams()) return send_whole(whole(result));
+    if (!streams()) return send_whole(with_inputs(to_text(whole(result)), result));
     close();
     const Json sequence = result.stop_sequence.empty() ? Json() : Json(result.stop_sequence);
     send_event("message_delta",
@@ -131,15 +131,24 @@ class MessagesAnswer final : public Answer {
     }
     if (!result.content.empty()) content.push_back({{"type", "text"}, {"text", result.content}});
     for (const ToolCall& call : result.calls) {
-      content.push_back({{"type", "tool_use"},
-                         {"id", call.id},
-                         {"name", call.name},
-                         {"input", Json::parse(call.arguments, nullptr, /*allow_exceptions=*/false)}});
+      content.push_back(
+          {{"type", "tool_use"}, {"id", call.id}, {"name", call.name}, {"input", input_mark(call)}});
     }
     message["content"] = std::move(content);
     message["stop_reason"] = stop_reason(result.finish);
     message["stop_sequence"] = result.stop_sequence.empty() ? Json() : Json(result.stop_sequence);
     return message;
+  }
+
+  // Arguments go out as the model wrote them, digit for digit, which no value of Json can hold: in its place
+  // stands a string that nothing else can contain, since nobody has seen the id.
+  static std::string input_mark(const ToolCall& call) { return "input of " + call.id; }
+  static std::string with_inputs(std::string text, const TurnResult& result) {
+    for (const ToolCall& call : result.calls) {
+      const std::string mark = to_text(input_mark(call));
+      text.replace(text.find(mark), mark.size(), call.arguments);
+    }
+    return text;
   }
 
   void fail_in_stream(const ApiError& error) override {

@@ -56,7 +56,7 @@ class MessageReader {
     } else if (type.empty()) {
       fields.fail("type", "is missing");
     } else {
-      add("user", fmt::format("[Unsupported {}]", type.substr(0, 64)));
+      add("user", unsupported_part(type));
     }
   }
 
@@ -99,12 +99,8 @@ void read_tools(Fields& fields, const RequestLimits& limits, std::optional<ApiEr
     if (name.empty() || name.size() > 256) tool.fail("name", "must have 1 to 256 bytes");
     const JsonValue* schema = tool.object("input_schema");
     if (schema == nullptr) tool.fail("input_schema", "is missing");
-    std::vector<JsonMember> function = {{"name", json_string(name)}};
-    if (const JsonValue* description = tool.get("description"))
-      function.push_back({"description", *description});
-    if (schema != nullptr) function.push_back({"parameters", *schema});
     request.declared.push_back({name, name, "", false, tool.boolean("strict", false)});
-    request.tools.items.push_back(function_tool(json_object(std::move(function))));
+    request.tools.items.push_back(function_tool(name, tool.get("description"), schema));
   }
   const JsonValue* choice = fields.object("tool_choice");
   if (choice == nullptr) return;

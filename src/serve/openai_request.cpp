@@ -98,8 +98,7 @@ void read_tool(const JsonValue& json, const std::string& path, std::optional<Api
   const std::string name = inner.string("name");
   if (name.empty() || name.size() > 256) inner.fail("name", "must have 1 to 256 bytes");
   request.declared.push_back({name, name, "", false, inner.boolean("strict", false)});
-  inner.object("parameters");
-  request.tools.items.push_back(function_tool(*function));
+  request.tools.items.push_back(function_tool(name, inner.get("description"), inner.object("parameters")));
 }
 
 void read_tool_choice(Fields& fields, std::optional<ApiError>& error, Request& request) {
@@ -150,7 +149,8 @@ ApiResult<Request> read_chat_request(const JsonValue& body, const RequestLimits&
     const JsonValue* tools = fields.array(key, limits.max_tools);
     for (std::size_t i = 0; tools != nullptr && i < tools->items.size(); ++i) {
       const JsonValue& tool = tools->items[i];
-      read_tool(key == "tools" ? tool : function_tool(tool), fmt::format("{}[{}]", key, i), error, request);
+      read_tool(key == "tools" ? tool : json_object({{"type", json_string("function")}, {"function", tool}}),
+                fmt::format("{}[{}]", key, i), error, request);
     }
   }
   read_tool_choice(fields, error, request);

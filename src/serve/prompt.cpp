@@ -132,12 +132,13 @@ Result<Prompt> chat_prompt(const Request& request, const PromptContext& context,
     HADAL_ASSIGN_OR_RETURN(auto tools, tools_from_json(request.tools));
     declare_tools(messages, std::move(tools));
   }
-  if (request.json_schema) {
+  if (request.json_schema || request.json_object) {
     if (messages.front().role != "system") {
       messages.insert(messages.begin(), ChatMessage{});
       messages.front().role = "system";
     }
-    messages.front().response_format = to_python_json(*request.json_schema);
+    if (request.json_schema) messages.front().response_format = to_python_json(*request.json_schema);
+    messages.front().json_object = request.json_object;
   }
   ChatOptions options;
   options.thinking = request.thinking;
@@ -157,6 +158,7 @@ Result<Prompt> chat_prompt(const Request& request, const PromptContext& context,
   prompt.parser.tool_calls = offers_tools;
   if (offers_tools) {
     prompt.parser.plain_xml = true;
+    prompt.parser.mends_tags = true;
     prompt.parser.schemas = std::make_shared<const ToolSchemas>(tool_schemas_from_json(request.tools));
   }
   if (forces_call && !request.continues_last) {

@@ -111,6 +111,11 @@ void read_format(Fields& fields, std::string_view key, Request& request) {
   }
 }
 
+std::string unsupported_part(std::string_view type) {
+  const bool image = type == "image" || type == "image_url" || type == "input_image";
+  return fmt::format("[Unsupported {}]", image ? "Image" : type.substr(0, 64));
+}
+
 std::string text_of_content(Fields& fields, std::string_view key) {
   const JsonValue* content = fields.get(key);
   if (content == nullptr) return {};
@@ -132,7 +137,7 @@ std::string text_of_content(Fields& fields, std::string_view key) {
     } else if (!part.is_object() || name.empty() || name.ends_with("text")) {
       fields.fail(key, "has a part that is neither text nor of another known type");
     } else {
-      text += fmt::format("[Unsupported {}]", name.substr(0, 64));
+      text += unsupported_part(name);
     }
   }
   return text;
@@ -152,7 +157,10 @@ JsonValue json_object(std::vector<JsonMember> members) {
   return value;
 }
 
-JsonValue function_tool(JsonValue function) {
+JsonValue function_tool(const std::string& name, const JsonValue* description, const JsonValue* parameters) {
+  JsonValue function = json_object({{"name", json_string(name)},
+                                    {"description", description == nullptr ? json_string("") : *description},
+                                    {"parameters", parameters == nullptr ? json_object({}) : *parameters}});
   return json_object({{"type", json_string("function")}, {"function", std::move(function)}});
 }
 
@@ -164,9 +172,8 @@ JsonValue custom_tool(const std::string& name, const std::string& description) {
   JsonValue parameters = json_object({{"type", json_string("object")},
                                       {"properties", json_object({{"input", std::move(input)}})},
                                       {"required", std::move(required)}});
-  return function_tool(json_object({{"name", json_string(name)},
-                                    {"description", json_string(description)},
-                                    {"parameters", std::move(parameters)}}));
+  const JsonValue described = json_string(description);
+  return function_tool(name, &described, &parameters);
 }
 
 bool is_billing_header(std::string_view text) {
@@ -194,6 +201,14 @@ void settle_roles(std::optional<ApiError>& error, Request& request) {
   request.turn_ids.resize(request.messages.size());
   for (std::size_t i = 0; i < request.messages.size(); ++i) {
     ChatMessage& message = request.messages[i];
+    if (message.role == "latest_reminder") {
+      // The model knows it before the user's turn, not behind it.
+      std::size_t at = settled.size();
+      while (at > 0 && (settled[at - 1].role == "user" || settled[at - 1].role == "tool")) --at;
+      settled.insert(settled.begin() + static_cast<std::ptrdiff_t>(at), std::move(message));
+      ids.insert(ids.begin() + static_cast<std::ptrdiff_t>(at), std::move(request.turn_ids[i]));
+      continue;
+    }
     if (message.role == "system") {
       if (settled.size() == 1 && settled.front().role == "system") {
         settled.front().content += "\n\n" + message.content;

@@ -23,8 +23,12 @@ void read_format(Fields& fields, std::string_view key, Request& request);
 // Text of a string or of an array of parts, two newlines between; images and the like leave a note.
 std::string text_of_content(Fields& fields, std::string_view key);
 
-// A tool for the model: {"type": "function", "function": {...}}.
-JsonValue function_tool(JsonValue function);
+// What stands for a part that is no text: "[Unsupported Image]" for images however they are spelt.
+std::string unsupported_part(std::string_view type);
+
+// A tool for the model: {"type": "function", "function": {name, description, parameters}}, the same whichever
+// API it came through: an absent description is "", absent parameters are {}.
+JsonValue function_tool(const std::string& name, const JsonValue* description, const JsonValue* parameters);
 // A tool that takes any text, as a function with one string.
 JsonValue custom_tool(const std::string& name, const std::string& description);
 JsonValue json_string(std::string text);

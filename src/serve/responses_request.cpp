@@ -112,12 +112,7 @@ void read_tool(const JsonValue& json, const std::string& path, const std::string
     request.tools.items.push_back(custom_tool(name, fields.string("description")));
     return;
   }
-  std::vector<JsonMember> function = {{"name", json_string(name)}};
-  if (const JsonValue* description = fields.get("description"))
-    function.push_back({"description", *description});
-  if (const JsonValue* parameters = fields.object("parameters"))
-    function.push_back({"parameters", *parameters});
-  request.tools.items.push_back(function_tool(json_object(std::move(function))));
+  request.tools.items.push_back(function_tool(name, fields.get("description"), fields.object("parameters")));
 }
 
 void read_tool_choice(Fields& fields, std::optional<ApiError>& error, Request& request) {
@@ -146,8 +141,7 @@ Json echo_of(const JsonValue& body) {
   Json echoed = Json::object();
   const auto copy = [&](std::string_view key, Json otherwise) {
     const JsonValue* value = body.find(key);
-    echoed[std::string(key)] =
-        value == nullptr || value->is_null() ? std::move(otherwise) : Json::parse(to_python_json(*value));
+    echoed[std::string(key)] = value == nullptr || value->is_null() ? std::move(otherwise) : to_json(*value);
   };
   copy("instructions", nullptr);
   copy("max_output_tokens", nullptr);

@@ -34,6 +34,31 @@ std::string_view without_port(std::string_view host) {
   return host.substr(0, colon);
 }
 
+struct Route {
+  std::string_view path;
+  bool get;
+};
+constexpr Route kRoutes[] = {{"/models", true},
+                             {"/user/balance", true},
+                             {"/metrics", true},
+                             {"/version", true},
+                             {"/openapi.json", true},
+                             {"/state", true},
+                             {"/chat/completions", false},
+                             {"/completions", false},
+                             {"/responses", false},
+                             {"/messages", false},
+                             {"/messages/count_tokens", false}};
+
+// What counts together in the metrics: nobody can make up another.
+std::string route_name(std::string_view path) {
+  if (path.starts_with("/models/")) return "/models/id";
+  const bool open = path == "/health" || path == "/ready" || embedded_page(path).has_value();
+  const bool known = open || std::any_of(std::begin(kRoutes), std::end(kRoutes),
+                                         [&](const Route& route) { return route.path == path; });
+  return known ? std::string(path) : "other";
+}
+
 // Every path is served with and without /v1, and under the roots of DeepSeek's API.
 std::string_view normal_path(std::string_view path) {
   for (const std::string_view root : {"/anthropic", "/beta", "/v1"}) {
@@ -147,8 +172,18 @@ void Server::keep_alive() {
     lock.unlock();
     for (const auto& turn : alive) turn->keep_alive_after(options_.keep_alive);
     alive.clear();
+    release_memory();
     lock.lock();
   }
+}
+
+// States and snapshots come and go by the thousand; what they leave behind in the heap goes back when it has become
+// much. That takes milliseconds, and happens as often as memory grows by a quarter.
+void Server::release_memory() {
+  constexpr std::int64_t kLeast = std::int64_t{64} << 20;
+  if (resident_memory_bytes() < kept_bytes_ + kept_bytes_ / 4 + kLeast) return;
+  release_free_memory();
+  kept_bytes_ = resident_memory_bytes();
 }
 
 void Server::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
@@ -158,7 +193,12 @@ void Server::handle(HttpRequest request, std::shared_ptr<HttpReply> reply) {
   exchange.id = "req_" + ids_.next();
   exchange.path = normal_path(exchange.request.path);
   exchange.api = api_of_path(exchange.request.path);
-  route(exchange);
+  try {
+    route(exchange);
+  } catch (const std::exception& error) {  // of the standard library: out of memory, most likely
+    if (options_.notice) options_.notice(fmt::format("{}: {}", exchange.id, error.what()));
+    answer_error(exchange, {ApiError::Kind::internal, "the server failed to answer this request", "", 0});
+  }
 }
 
 void Server::answer(Exchange& exchange, int status, std::string body, std::string type) {
@@ -221,8 +261,20 @@ void Server::route(Exchange& exchange) {
     return exchange.reply->send(204, std::move(headers), "");
   }
   // The page itself says nothing about this server; what it then asks for needs the key.
-  if (reads && (path.empty() || path == "/"))
-    return answer(exchange, 200, std::string(embedded_page()), "text/html; charset=utf-8");
+  if (const auto file = embedded_page(path); reads && file) {
+    log_other(exchange, 200);
+    return exchange.reply->send(
+        200,
+        {{"Content-Type", std::string(file->type)},
+         {"Content-Security-Policy",
+          "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+          "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
+         {"X-Content-Type-Options", "nosniff"},
+         {"Referrer-Policy", "no-referrer"},
+         {"Cache-Control", "no-cache"},
+         {"x-request-id", exchange.id}},
+        std::string(file->text));
+  }
   const auto key = options_.keys.identify(request);
   if (!key) {
     return answer_error(exchange,
@@ -231,21 +283,6 @@ void Server::route(Exchange& exchange) {
   }
   exchange.key = *key;
 
-  struct Route {
-    std::string_view path;
-    bool get;
-  };
-  constexpr Route kRoutes[] = {{"/models", true},
-                               {"/user/balance", true},
-                               {"/metrics", true},
-                               {"/version", true},
-                               {"/openapi.json", true},
-                               {"/state", true},
-                               {"/chat/completions", false},
-                               {"/completions", false},
-                               {"/responses", false},
-                               {"/messages", false},
-                               {"/messages/count_tokens", false}};
   const bool one_model = path.starts_with("/models/");
   const auto* const route =
       std::find_if(std::begin(kRoutes), std::end(kRoutes), [&](const Route& r) { return r.path == path; });
@@ -459,9 +496,7 @@ void Server::generate(Exchange& exchange) {
 }
 
 void Server::log_other(const Exchange& exchange, int status) {
-  const std::string route = std::string(exchange.path.substr(0, 64));
-  const bool known = status != 404 && status != 405;
-  metrics_.add_response(known ? (route.starts_with("/models/") ? "/models/id" : route) : "other", status);
+  metrics_.add_response(route_name(exchange.path), status);
   if (!options_.log || exchange.path == "/health" || exchange.path == "/ready" || exchange.path == "/metrics")
     return;
   const double ms = std::chrono::duration<double, std::milli>(SchedulerClock::now() - exchange.began).count();

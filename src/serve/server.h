@@ -99,6 +99,7 @@ class Server {
   void log_turn(const Exchange& exchange, const TurnReport& report, std::int64_t max_tokens);
   void log_other(const Exchange& exchange, int status);
   void keep_alive();
+  void release_memory();
 
   ServedModel model_;
   ServerOptions options_;
@@ -116,6 +117,7 @@ class Server {
   bool stop_ = false;
   std::list<std::weak_ptr<Turn>> turns_;
   std::thread keeper_;
+  std::int64_t kept_bytes_ = 0;  // resident when memory was last given back; the keeper's
   std::unique_ptr<HttpServer> http_;
 };
 

@@ -45,7 +45,35 @@ bool Turn::token(const Sample& sample) {
 void Turn::take(std::string_view bytes) {
   events_.clear();
   parser_.feed(bytes, events_);
-  for (OutputEvent& event : events_) tell(event);
+  for (OutputEvent& event : events_) hear(event);
+}
+
+// Line breaks before and after reasoning and before the answer belong to neither, nor do those between an
+// answer and calls; DeepSeek's API leaves them out too. The end of what the client began is left as it is.
+void Turn::hear(OutputEvent& event) {
+  using Kind = OutputEvent::Kind;
+  if (setup_.request.api == Api::completions) return tell(event);
+  if (event.kind == Kind::reasoning || event.kind == Kind::content) {
+    if (part_ != event.kind) {
+      line_breaks_.clear();
+      at_start_ = !setup_.request.continues_last;
+      part_ = event.kind;
+    }
+    event.text.insert(0, std::exchange(line_breaks_, {}));
+    if (at_start_) event.text.erase(0, event.text.find_first_not_of('\n'));
+    const std::size_t end = event.text.find_last_not_of('\n') + 1;
+    line_breaks_ = event.text.substr(end);
+    event.text.resize(end);
+    if (event.text.empty()) return;
+    at_start_ = false;
+  } else if (event.kind == Kind::finish && part_ && !line_breaks_.empty()) {
+    OutputEvent rest{.kind = *part_};
+    rest.text = line_breaks_;
+    tell(rest);
+  } else {
+    line_breaks_.clear();
+  }
+  tell(event);
 }
 
 // Stop strings are looked for in the answer alone: not in reasoning, not in calls.
@@ -104,7 +132,8 @@ void Turn::say(const OutputEvent& event) {
 
 TurnFinish Turn::finish_of(const GenerationEnd& end) const {
   if (stops_.stopped()) return TurnFinish::stop_sequence;
-  if (end.finish == FinishReason::length) return TurnFinish::length;
+  // A call that was begun and never ended is no call, and what a client has seen of it is not to be used.
+  if (end.finish == FinishReason::length || (truncated_ && !call_.id.empty())) return TurnFinish::length;
   return result_.calls.empty() ? TurnFinish::stop : TurnFinish::tool_calls;
 }
 
@@ -121,7 +150,7 @@ void Turn::ended(GenerationEnd end) {
     } else {
       events_.clear();
       parser_.finish(events_);
-      for (OutputEvent& event : events_) tell(event);
+      for (OutputEvent& event : events_) hear(event);
       result_.finish = finish_of(end);
       if (stops_.stopped()) result_.stop_sequence = stops_.matched();
       remember(end);

@@ -52,6 +52,7 @@ class Turn final : public GenerationListener {
 
  private:
   void take(std::string_view bytes);
+  void hear(OutputEvent& event);
   void tell(OutputEvent& event);
   void say(const OutputEvent& event);
   void remember(const GenerationEnd& end);
@@ -70,6 +71,9 @@ class Turn final : public GenerationListener {
   TurnResult result_;
   std::vector<TokenReport> reports_;  // since the last event
   ToolCall call_;
+  std::optional<OutputEvent::Kind> part_;  // whose text came last: reasoning or answer
+  std::string line_breaks_;                // at its end, so far
+  bool at_start_ = true;                   // of it
   bool reasoning_ = false, truncated_ = false, enough_ = false;
 };
 

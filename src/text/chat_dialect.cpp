@@ -66,6 +66,12 @@ constexpr std::string_view kResponseFormatHead =
     "\n"
     "You MUST strictly adhere to the following schema to reply:\n";
 
+constexpr std::string_view kJsonObjectText =
+    "You are a helpful assistant designed to output JSON.\n"
+    "## Response Format:\n"
+    "\n"
+    "Reply with JSON object ONLY.";
+
 constexpr std::array kTasks = {
     TaskToken{"action", "<｜action｜>"},       TaskToken{"query", "<｜query｜>"},
     TaskToken{"authority", "<｜authority｜>"}, TaskToken{"domain", "<｜domain｜>"},
@@ -90,6 +96,7 @@ constexpr ChatDialect kV4 = {
     .tools_head = kToolsHead,
     .tools_tail = kToolsTail,
     .response_format_head = kResponseFormatHead,
+    .json_object_text = kJsonObjectText,
 };
 
 constexpr ChatDialect kV40731 = {
@@ -99,6 +106,7 @@ constexpr ChatDialect kV40731 = {
     .tools_head = kToolsHead,
     .tools_tail = kToolsTail,
     .response_format_head = kResponseFormatHead,
+    .json_object_text = kJsonObjectText,
 };
 
 constexpr std::array kDialects = {&kV4, &kV40731};

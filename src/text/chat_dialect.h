@@ -43,6 +43,8 @@ struct ChatDialect {
   std::string_view tools_head;
   std::string_view tools_tail;
   std::string_view response_format_head;
+  std::string_view
+      json_object_text;  // asks for a JSON object of no schema; DeepSeek's API, not the encoder, has it
 
   const ReasoningEffort* find_effort(std::string_view level) const;
 

@@ -220,6 +220,10 @@ class Renderer {
       out_.markup(dialect_.response_format_head);
       out_.plain(message.response_format);
     }
+    if (message.json_object) {
+      out_.plain("\n\n");
+      out_.markup(dialect_.json_object_text);
+    }
   }
 
   void write_blocks(std::span<const Block> blocks) {

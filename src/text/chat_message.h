@@ -32,6 +32,7 @@ struct ChatMessage {
   std::string tool_call_id;          // tool
   std::vector<std::string> tools;    // the JSON of each function, as to_python_json writes it
   std::string response_format;       // JSON; empty: none
+  bool json_object = false;          // asks for a JSON object, of any schema
   std::optional<std::string> task;   // a quick instruction
   bool wo_eos = false;               // assistant: the turn goes on, no EOS
   // assistant: the very tokens that the model wrote for this turn, if they are known. They stand in place of

@@ -59,6 +59,48 @@ Match match_tag(std::string_view text, bool accept_plain, Tag& tag) {
   return best;
 }
 
+Match match_misspelt_tag(std::string_view text, Tag& tag) {
+  constexpr std::size_t kMaxMarker = 24;
+  if (text.size() == 1) return Match::partial;
+  tag.closing = text[1] == '/';
+  const std::size_t begin = tag.closing ? 2 : 1;
+  const std::size_t end = text.find_first_of(" \t\r\n<>\"'=", begin);
+  if (end == std::string_view::npos) return text.size() - begin <= kMaxMarker ? Match::partial : Match::no;
+  if (end - begin > kMaxMarker + kNames.front().text.size()) return Match::no;
+  if (text[end] != (tag.closing ? '>' : ' ')) return Match::no;
+  const std::string_view word = text.substr(begin, end - begin);
+  for (const NamedTag& candidate : kNames) {
+    if (candidate.name == TagName::block || !word.ends_with(candidate.text)) continue;
+    tag.marker = kMarkers.front();
+    tag.name = candidate.name;
+    tag.length = end;
+    return Match::yes;
+  }
+  return Match::no;
+}
+
+Match match_stray_tag(std::string_view text, std::size_t& length) {
+  constexpr std::size_t kMaxLength = 256;
+  std::size_t begin = 0;
+  if (text.starts_with('<')) begin = text.substr(1).starts_with('/') ? 2 : 1;
+  Match best = Match::no;
+  for (const std::string_view marker : kMarkers) {
+    // Without a `<`, only what nobody writes by accident.
+    if (marker.empty() || (begin == 0 && marker != kMarkers.front())) continue;
+    const Match match = match_literal(text.substr(begin), marker);
+    if (match == Match::partial) best = Match::partial;
+    if (match != Match::yes) continue;
+    const std::size_t name = begin + marker.size();
+    const std::size_t end = text.find_first_of("<>\n", name);
+    if (end == std::string_view::npos && text.size() - name < kMaxLength) best = Match::partial;
+    length = name;
+    while (length < text.size() && is_tag_name_character(text[length])) ++length;
+    if (end != std::string_view::npos && end - name <= kMaxLength && text[end] == '>') length = end + 1;
+    return best == Match::partial ? Match::partial : Match::yes;
+  }
+  return best;
+}
+
 std::optional<TagAttributes> parse_attributes(std::string_view header) {
   TagAttributes attributes;
   std::size_t at = 0;

@@ -35,6 +35,14 @@ enum class Match : std::uint8_t {
 // Whether `text`, which begins with `<`, begins with a tag; writes `tag` if so.
 Match match_tag(std::string_view text, bool accept_plain, Tag& tag);
 
+// A tag whose marker is misspelt, `<｜DML｜parameter`: anything short without spaces or brackets before the
+// name. For places where nothing but tags is expected. The marker that it is given is the usual one.
+Match match_misspelt_tag(std::string_view text, Tag& tag);
+
+// A tag that stands alone in text, or a marker without its `<`, whatever name follows; `length` is that of
+// all of it up to the `>`, if there is one on the same line, or else up to the end of the name.
+Match match_stray_tag(std::string_view text, std::size_t& length);
+
 // The same for a fixed string.
 Match match_literal(std::string_view text, std::string_view literal);
 

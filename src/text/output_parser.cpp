@@ -123,12 +123,18 @@ void OutputParser::consume(std::size_t n) {
 // Reasoning or answer, up to whatever ends it.
 bool OutputParser::step_text() {
   const std::string_view text = rest();
-  for (std::size_t at = text.find('<', scan_); at != std::string_view::npos; at = text.find('<', at + 1)) {
+  const bool mends = options_.mends_tags && options_.tool_calls;
+  const std::string_view first = mends ? "<\xEF" : "<";  // of a tag, or of a marker
+  for (std::size_t at = text.find_first_of(first, scan_); at != std::string_view::npos;
+       at = text.find_first_of(first, at + 1)) {
     const std::string_view candidate = text.substr(at);
     Tag tag;
+    std::size_t stray_length = 0;
+    const Match stray = mends ? match_stray_tag(candidate, stray_length) : Match::no;
     const Match eos = match_literal(candidate, kEos);
     const Match think_end = match_literal(candidate, kThinkEnd);
-    const Match opening = options_.tool_calls ? match_block_opening(candidate, tag) : Match::no;
+    const bool may_open = options_.tool_calls && candidate.front() == '<';
+    const Match opening = may_open ? match_block_opening(candidate, tag) : Match::no;
     if (eos == Match::yes) {
       emit_text(text.substr(0, at));
       state_ = State::done;
@@ -147,7 +153,12 @@ bool OutputParser::step_text() {
       state_ = State::block;
       return true;
     }
-    if (eos == Match::no && think_end == Match::no && opening == Match::no) continue;
+    if (eos == Match::no && think_end == Match::no && opening == Match::no && stray == Match::no) continue;
+    if (opening == Match::no && stray_length > 0 && (stray == Match::yes || final_)) {
+      emit_text(text.substr(0, at));
+      consume(at + stray_length);
+      return true;
+    }
     if (!final_) {
       const std::size_t ready = at - trailing_newlines(text.substr(0, at));
       emit_text(text.substr(0, ready));
@@ -215,7 +226,7 @@ bool OutputParser::step_block() {
     const std::string_view candidate = text.substr(at);
     Tag tag;
     const Match eos = match_literal(candidate, kEos);
-    const Match match = match_tag(candidate, plain_block_, tag);
+    const Match match = match_inner_tag(candidate, tag);
     if (eos == Match::yes || (match == Match::yes && tag.closing && tag.name == TagName::block)) {
       state_ = State::done;
       return true;
@@ -234,12 +245,19 @@ bool OutputParser::step_block() {
   return false;
 }
 
+// A tag where tags are expected.
+Match OutputParser::match_inner_tag(std::string_view text, Tag& tag) const {
+  const Match match = match_tag(text, plain_block_, tag);
+  if (match != Match::no || !options_.mends_tags || plain_block_) return match;
+  return match_misspelt_tag(text, tag);
+}
+
 // From `<｜DSML｜invoke` to the next tag: the name of the tool.
 bool OutputParser::step_invoke_header() {
   const std::string_view text = rest();
   for (std::size_t at = text.find('<', scan_); at != std::string_view::npos; at = text.find('<', at + 1)) {
     Tag tag;
-    const Match match = match_tag(text.substr(at), plain_block_, tag);
+    const Match match = match_inner_tag(text.substr(at), tag);
     if (match == Match::partial && !final_) {
       scan_ = at;
       return false;
@@ -268,7 +286,7 @@ bool OutputParser::step_invoke() {
       stop_inside_call();
       return false;
     }
-    const Match match = match_tag(candidate, plain_block_, tag);
+    const Match match = match_inner_tag(candidate, tag);
     if ((match == Match::partial || eos == Match::partial) && !final_) {
       consume(at);
       return false;
@@ -333,7 +351,7 @@ bool OutputParser::step_parameter_header() {
       continue;
     }
     Tag tag;
-    const Match match = match_tag(candidate, plain_block_, tag);
+    const Match match = match_inner_tag(candidate, tag);
     if (match == Match::partial && !final_) {
       scan_ = at;
       return false;
@@ -468,7 +486,12 @@ void OutputParser::emit_arguments() {
 }
 
 void OutputParser::start_call(std::string_view header) {
-  const std::optional<std::string> name = invoke_name(header);
+  std::optional<std::string> name = invoke_name(header);
+  const bool is_known = name && options_.schemas && options_.schemas->contains(*name);
+  if (name && !is_known && options_.mends_tags && name->find("DSML") != std::string::npos) {
+    name->resize(std::min(name->find("DSML"), name->find_first_of("<|\xEF")));  // markup is no name
+    if (name->empty()) name.reset();
+  }
   call_has_name_ = name.has_value();
   const JsonValue* schema = nullptr;
   if (name && options_.schemas) {

@@ -22,6 +22,9 @@ struct OutputParserOptions {
   bool thinking = true;    // the prompt ended with <think>: the output begins with reasoning
   bool tool_calls = true;  // false when no tools were declared: markup of calls is ordinary text
   bool plain_xml = false;  // take <tool_calls><invoke name="..."> without the DSML marker for calls too
+  // What is meant as a tag and spelt like none: within a block a tag counts whatever its marker looks like,
+  // and a tag alone in the text is left out. The official parser would take either for text.
+  bool mends_tags = false;
   bool starts_in_tool_calls = false;  // the prompt ended inside a block of calls (a call was asked for)
   std::shared_ptr<const ToolSchemas> schemas = nullptr;  // types of the arguments, where known
 };
@@ -93,6 +96,7 @@ class OutputParser {
       std::size_t scanned);  // more text is needed; the first `scanned` bytes of rest() are of no interest
   Match match_block_opening(std::string_view text, Tag& tag) const;
   Match match_value_end(std::string_view text, Tag& tag) const;
+  Match match_inner_tag(std::string_view text, Tag& tag) const;
   bool is_severed_markup(std::string_view text) const;
   void enter_value(std::string_view name, ValueForm form, std::string_view marker);
 

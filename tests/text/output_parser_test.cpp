@@ -321,6 +321,7 @@ TEST(OutputParser, EverySplitOfEdgeCasesGivesTheSame) {
     check_all_splits(text, {.thinking = false, .plain_xml = true, .schemas = schemas});
     check_all_splits(text, {.thinking = false, .tool_calls = false});
     check_all_splits(text, {.thinking = true, .starts_in_tool_calls = true});
+    check_all_splits(text, {.thinking = true, .plain_xml = true, .mends_tags = true, .schemas = schemas});
     if (HasFatalFailure()) return;
   }
 }
@@ -528,6 +529,37 @@ TEST(OutputParserEdges, OtherSpellingsOfTheMarker) {
   EXPECT_EQ(
       parse_output("a <tool_calls> b <invoke name=\"f\"> c", {.thinking = false, .plain_xml = true}).content,
       "a <tool_calls> b <invoke name=\"f\"> c");
+}
+
+// What the server asks for, since its clients can do nothing with markup.
+TEST(OutputParserEdges, MendedTags) {
+  const OutputParserOptions mends = {.thinking = false, .mends_tags = true};
+  // Tags that stand in the text alone are left out, the text around them stays; without the option all of it
+  // is text.
+  for (const auto& [text, content] : std::vector<std::pair<std::string, std::string>>{
+           {"only mentioned: <｜DSML｜tool_calls> here", "only mentioned:  here"},
+           {"a</｜DSML｜invoke>b", "ab"},
+           {"a<｜DSML｜parameter name=\"x\" string=\"true\">v</｜DSML｜parameter>b", "avb"},
+           {"a ｜DSML｜ b", "a  b"},
+           {"a<|DSML|x>b", "ab"},
+           {"a<｜DSML｜no end\nb", "a end\nb"},
+           {"，full-width ｜ bars ｜DS stay，", "，full-width ｜ bars ｜DS stay，"},
+       }) {
+    EXPECT_EQ(parse_output(text, mends).content, content);
+    EXPECT_EQ(parse_output(text, {.thinking = false}).content, text);
+  }
+  // A block whose opening is misspelt is one, and in it a tag counts whatever its marker.
+  const std::string misspelt = replace_all(kCall, "<｜DSML｜tool_calls>", "<｜DSML｜tools>");
+  EXPECT_EQ(parse_output("x" + misspelt, mends).tool_calls.size(), 1U);
+  EXPECT_EQ(parse_output("x" + misspelt, mends).content, "x\n\n");
+  for (const char* marker : {"<｜DML｜parameter", "<parameter", "<|xml|parameter"}) {
+    const std::string drifted =
+        block(invoke("f", replace_all(parameter("a", "v"), "<｜DSML｜parameter", marker)));
+    EXPECT_EQ(arguments_of(drifted, mends), R"({"a": "v"})") << marker;
+  }
+  // Markup is no name, unless a tool has it.
+  const std::string odd = block("<｜DSML｜invoke name=\"f｜DSML｜\">\n</｜DSML｜invoke>");
+  EXPECT_EQ(parse_output(odd, mends).tool_calls.at(0).name, "f");
 }
 
 // 11: up to two line breaks before the block belong to it, whatever they are; further ones are content.
