@@ -70,8 +70,7 @@ ExprId GrammarBuilder::choice(const std::vector<ExprId>& alternatives) {
   if (alternatives.empty()) return Grammar::kNever;
   if (alternatives.size() == 1) return alternatives.front();
   const auto begin = static_cast<std::uint32_t>(grammar_.alternatives.size());
-  const ExprId id =
-      add({GrammarExpr::Kind::choice, begin, static_cast<std::uint32_t>(alternatives.size())});
+  const ExprId id = add({GrammarExpr::Kind::choice, begin, static_cast<std::uint32_t>(alternatives.size())});
   if (id != Grammar::kNever)
     grammar_.alternatives.insert(grammar_.alternatives.end(), alternatives.begin(), alternatives.end());
   return id;
@@ -100,15 +99,19 @@ void GrammarBuilder::define(ExprId reserved, ExprId meaning) {
 }
 
 // Which expressions can be completed, and which may be empty, are the least solutions of equations over the
-// graph: start from "none" and repeat until nothing is added. What cannot be completed goes, wherever there is
-// a choice to do without it.
+// graph: start from "none" and repeat until nothing is added. What cannot be completed goes, wherever there
+// is a choice to do without it.
 void GrammarBuilder::prune() {
   using Kind = GrammarExpr::Kind;
   auto& exprs = grammar_.exprs;
   std::vector<char> completes(exprs.size(), 0), may_be_empty(exprs.size(), 0);
+  bool forwards =
+      false;  // in turns, since what is built first refers to what is built last and the other way
   for (bool changed = true; changed;) {
     changed = false;
-    for (std::size_t i = 0; i < exprs.size(); ++i) {
+    forwards = !forwards;
+    for (std::size_t k = 0; k < exprs.size(); ++k) {
+      const std::size_t i = forwards ? k : exprs.size() - 1 - k;
       const GrammarExpr& e = exprs[i];
       bool can = true, nothing = false;
       switch (e.kind) {
@@ -124,9 +127,9 @@ void GrammarBuilder::prune() {
           break;
         case Kind::choice:
           can = false;
-          for (std::uint32_t k = e.a; k < e.a + e.b; ++k) {
-            can = can || completes[grammar_.alternatives[k]] != 0;
-            nothing = nothing || may_be_empty[grammar_.alternatives[k]] != 0;
+          for (std::uint32_t j = e.a; j < e.a + e.b; ++j) {
+            can = can || completes[grammar_.alternatives[j]] != 0;
+            nothing = nothing || may_be_empty[grammar_.alternatives[j]] != 0;
           }
           break;
         case Kind::repeat:

@@ -1,5 +1,5 @@
-// A language over bytes and special tokens: what an answer may be. A graph of expressions, which may lead back
-// to themselves (a tree is a node of trees), so the languages are the context-free ones.
+// A language over bytes and special tokens: what an answer may be. A graph of expressions, which may lead
+// back to themselves (a tree is a node of trees), so the languages are the context-free ones.
 //
 // GrammarMachine (grammar_machine.h) reads it a byte at a time. Two properties make that safe, and
 // GrammarBuilder::finish() sees to both: every expression that is left can be completed, so whatever was read

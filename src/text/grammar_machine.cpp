@@ -1,6 +1,7 @@
 #include "text/grammar_machine.h"
 
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
 namespace hadal {
@@ -14,7 +15,8 @@ std::uint64_t mixed(std::uint64_t hash, std::uint64_t x) {
 }  // namespace
 
 void InternTable::grow() {
-  std::vector<Slot> old = std::exchange(slots_, std::vector<Slot>(std::max<std::size_t>(64, slots_.size() * 2)));
+  std::vector<Slot> old =
+      std::exchange(slots_, std::vector<Slot>(std::max<std::size_t>(64, slots_.size() * 2)));
   const std::size_t mask = slots_.size() - 1;
   for (const Slot& slot : old) {
     if (slot.number == kNone) continue;
@@ -57,7 +59,8 @@ GrammarMachine::StateId GrammarMachine::state_of(std::span<const NodeId> nodes) 
                       members_.begin() + states_[known].begin + states_[known].size);
   });
   if (id != fresh) return id;
-  states_.push_back({static_cast<std::uint32_t>(members_.size()), static_cast<std::uint32_t>(nodes.size())});
+  states_.push_back({static_cast<std::uint32_t>(members_.size()), static_cast<std::uint32_t>(nodes.size()),
+                     std::binary_search(nodes.begin(), nodes.end(), kUnknownNode)});
   members_.insert(members_.end(), nodes.begin(), nodes.end());
   transitions_.resize(transitions_.size() + grammar_->n_classes, kUnexplored);
   return id;
@@ -68,8 +71,8 @@ void GrammarMachine::begin_closing() {
   ++closing_;
 }
 
-// Takes nodes apart until what comes first in them is a byte, a token or an end. A node is looked at once in a
-// transition, so loops that read nothing end.
+// Takes nodes apart until what comes first in them is a byte, a token or an end. A node is looked at once in
+// a transition, so loops that read nothing end.
 void GrammarMachine::close(NodeId first) {
   using Kind = GrammarExpr::Kind;
   pending_.push_back(first);
@@ -162,26 +165,39 @@ bool GrammarMachine::accepts(StateId state) const {
   return std::binary_search(all.begin(), all.end(), kEndNode);
 }
 
-GrammarMachine::StateId GrammarMachine::restart(StateId state) {
-  GrammarMachine fresh(*grammar_);
-  std::vector<NodeId> moved(nodes_.size(), UINT32_MAX);
-  moved[kEndNode] = kEndNode;
-  moved[kUnknownNode] = kUnknownNode;
-  std::vector<NodeId> chain, kept;
-  for (const NodeId member : nodes(state)) {
-    chain.clear();
-    for (NodeId id = member; moved[id] == UINT32_MAX; id = nodes_[id].next) chain.push_back(id);
-    for (std::size_t i = chain.size(); i-- > 0;) {
-      Node copy = nodes_[chain[i]];
-      copy.next = moved[copy.next];
-      moved[chain[i]] = fresh.intern(copy);
+GrammarMachine::StateId GrammarMachine::adopt(const GrammarMachine& other, StateId state) {
+  std::unordered_map<NodeId, NodeId> moved = {{kEndNode, kEndNode}, {kUnknownNode, kUnknownNode}};
+  std::vector<NodeId> kept;
+  for (const NodeId member : other.nodes(state)) {
+    chain_.clear();
+    for (NodeId id = member; moved.find(id) == moved.end(); id = other.nodes_[id].next) chain_.push_back(id);
+    for (std::size_t i = chain_.size(); i-- > 0;) {
+      Node copy = other.nodes_[chain_[i]];
+      copy.next = moved.at(copy.next);
+      moved.emplace(chain_[i], intern(copy));
     }
-    kept.push_back(moved[member]);
+    kept.push_back(moved.at(member));
   }
   std::sort(kept.begin(), kept.end());
-  const StateId id = fresh.state_of(kept);
-  *this = std::move(fresh);
-  return id;
+  return state_of(kept);
+}
+
+std::optional<GrammarMachine::Framed> GrammarMachine::framed(NodeId node, std::uint32_t most) {
+  chain_.clear();
+  NodeId id = node;
+  for (; id > kUnknownNode && nodes_[id].expr != Grammar::kLeave; id = nodes_[id].next) chain_.push_back(id);
+  if (id <= kUnknownNode) return std::nullopt;
+  Framed framed{intern({Grammar::kLeave, 0, 0, kUnknownNode}), nodes_[id].next};
+  for (std::size_t i = chain_.size(); i-- > 0;) {
+    Node copy = nodes_[chain_[i]];
+    if (grammar_->exprs[copy.expr].kind == GrammarExpr::Kind::repeat) {
+      copy.need = std::min(copy.need, most);
+      if (copy.room != Grammar::kUnlimited) copy.room = std::min(copy.room, most);
+    }
+    copy.next = framed.inside;
+    framed.inside = intern(copy);
+  }
+  return framed;
 }
 
 }  // namespace hadal

@@ -1,13 +1,14 @@
 // Reads a grammar, a byte or a special token at a time: a pushdown automaton whose stacks are shared lists.
 //
-// A configuration is an expression to match and the list of what follows it. Where the grammar leaves a choice
-// several configurations live at once; the set of them is a state. Lists and states are interned: equal ones
-// have one number, so a transition that was computed once is a table look-up from then on, and text that goes
-// round in a loop (the inside of a string) goes round among few states. Nothing is built ahead, so a grammar
-// costs what the text that is read touches.
+// A configuration is an expression to match and the list of what follows it. Where the grammar leaves a
+// choice several configurations live at once; the set of them is a state. Lists and states are interned:
+// equal ones have one number, so a transition that was computed once is a table look-up from then on, and
+// text that goes round in a loop (the inside of a string) goes round among few states. Nothing is built
+// ahead, so a grammar costs what the text that is read touches.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -18,7 +19,8 @@ namespace hadal {
 // Numbers for things that lie in a vector, found by their hash: open addressing, nothing is ever removed.
 class InternTable {
  public:
-  // The number of the thing with this hash for which equal(number) holds, else `otherwise` after it was put in.
+  // The number of the thing with this hash for which equal(number) holds, else `otherwise` after it was put
+  // in.
   template <class Equal>
   std::uint32_t find_or_insert(std::uint64_t hash, std::uint32_t otherwise, const Equal& equal) {
     if ((size_ + 1) * 4 > slots_.size() * 3) grow();
@@ -76,6 +78,8 @@ class GrammarMachine {
 
   // Whether the text may end here.
   bool accepts(StateId state) const;
+  // Whether the frame that was looked at apart may end here.
+  bool leaves(StateId state) const { return states_[state].leaves; }
   // What may come next: nodes of bytes, literals, tokens and ends, ascending.
   std::span<const NodeId> nodes(StateId state) const {
     return std::span(members_).subspan(states_[state].begin, states_[state].size);
@@ -87,14 +91,26 @@ class GrammarMachine {
   StateId state_of(std::span<const NodeId> nodes);  // of nodes as nodes() has them
   StateId state_at(NodeId node);                    // before `node`
 
-  // Forgets everything but `state`, whose new number is returned.
-  StateId restart(StateId state);
-  std::size_t size() const { return nodes_.size() + transitions_.size(); }
+  // The number here of a state of another machine over the same grammar.
+  StateId adopt(const GrammarMachine& other, StateId state);
+
+  // A frame that a node stands in, looked at apart from what is around it.
+  struct Framed {
+    NodeId inside;   // the node as if the frame were all there is, counters no larger than `most`
+    NodeId outside;  // what follows the frame
+  };
+  // The innermost frame; nothing for a node that stands in none.
+  std::optional<Framed> framed(NodeId node, std::uint32_t most);
+
+  std::size_t bytes() const {  // about what it takes in memory
+    return 2 * nodes_.size() * sizeof(Node) + (transitions_.size() + members_.size()) * sizeof(StateId);
+  }
 
  private:
   static constexpr StateId kUnexplored = UINT32_MAX;
   struct State {
     std::uint32_t begin, size;  // in members_
+    bool leaves;
   };
 
   NodeId node(ExprId expr, NodeId next);  // with the counters that `expr` begins with
@@ -112,7 +128,7 @@ class GrammarMachine {
   std::vector<StateId> transitions_;  // [n_states, n_classes]
 
   // Scratch of one transition.
-  std::vector<NodeId> reached_, pending_;
+  std::vector<NodeId> reached_, pending_, chain_;
   std::vector<std::uint32_t> seen_;  // by node: the transition that closed it last
   std::uint32_t closing_ = 0;
 };
