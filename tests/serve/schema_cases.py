@@ -22,7 +22,7 @@ class Generator:
         schema = self.of_object(3) if self.chance(0.7) else self.schema(3)
         if self.names:
             key = r.choice(["$defs", "definitions"])
-            text = {name: self.of_object(2) if self.chance(0.6) else self.schema(2) for name in self.names}
+            text = {name: self.of_object(2) for name in self.names}
             schema = {**schema, key: text}
             return replace(schema, key)
         return schema

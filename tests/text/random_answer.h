@@ -1,5 +1,5 @@
-// A model that writes whatever a grammar lets it: at each step a token drawn from the allowed ones, and often one
-// that brings the answer nearer to its end, lest it go on for ever.
+// A model that writes whatever a grammar lets it: at each step a token drawn from the allowed ones, and often
+// one that brings the answer nearer to its end, lest it go on for ever.
 #pragma once
 
 #include <cstdint>
@@ -30,13 +30,17 @@ class RandomAnswer {
     GrammarMatcher matcher(grammar_);
     std::string text;
     std::uint64_t draws = 0;
-    const auto draw = [&](std::size_t n) { return static_cast<std::size_t>(random.uniform(draws++) * static_cast<double>(n)); };
+    const auto draw = [&](std::size_t n) {
+      return static_cast<std::size_t>(random.uniform(draws++) * static_cast<double>(n));
+    };
     for (std::size_t n = 0; n < max_tokens; ++n) {
       if (matcher.can_end() && draw(3) == 0) return text;
       matcher.allowed(allowed_);
       choices_.clear();
       const bool close = draw(10) < (n < 64 ? 4 : 9);
-      const auto has = [&](std::int32_t id) { return (allowed_[static_cast<std::size_t>(id) / 64] >> (id % 64) & 1) != 0; };
+      const auto has = [&](std::int32_t id) {
+        return (allowed_[static_cast<std::size_t>(id) / 64] >> (id % 64) & 1) != 0;
+      };
       for (const std::int32_t id : closing_)
         if (close && has(id)) choices_.push_back(id);
       for (std::int32_t id = 0; choices_.empty() && id < tokenizer_.vocab_size(); ++id)

@@ -1,5 +1,6 @@
-// random_answers TOKENIZER: reads lines {"schema": ..., "strict": bool, "count": n} or {"tools": [...], ...} and
-// writes for each what a model without a mind answers under that grammar, for tests/serve/schema_test.py to check:
+// random_answers TOKENIZER: reads lines {"schema": ..., "strict": bool, "count": n} or {"tools": [...], ...}
+// and writes for each what a model without a mind answers under that grammar, for tests/serve/schema_test.py
+// to check:
 // {"documents": [...], "unfinished": n}, of tools {"calls": [[name, arguments], ...]}, or {"error": "..."}.
 #include <cstdio>
 #include <iostream>
@@ -50,8 +51,10 @@ std::string answer(GrammarCache& grammars, const Tokenizer& tokenizer, const Jso
       out["documents"].push_back(*text);
     } else {
       const ParsedMessage message = parse_output(*text, {.thinking = false});
-      if (message.end != OutputEnd::tool_calls || !message.content.empty()) out["calls"].push_back({"?", *text});
-      for (const ParsedToolCall& call : message.tool_calls) out["calls"].push_back({call.name, call.arguments});
+      if (message.end != OutputEnd::tool_calls || !message.content.empty())
+        out["calls"].push_back({"?", *text});
+      for (const ParsedToolCall& call : message.tool_calls)
+        out["calls"].push_back({call.name, call.arguments});
     }
   }
   out["unfinished"] = unfinished;
