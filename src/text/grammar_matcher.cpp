@@ -8,8 +8,8 @@ namespace {
 using StateId = GrammarMachine::StateId;
 using NodeId = GrammarMachine::NodeId;
 
-// Configurations of all the states that one walk may come to. Ordinary schemas stay below a tenth of it.
-constexpr std::size_t kMaxWork = 60'000;
+// Configurations of all the states that one walk may come to. Those of ordinary schemas come to 6000 at most.
+constexpr std::size_t kMaxWork = 20'000;
 // A walk over fewer nodes is done again rather than remembered.
 constexpr std::size_t kCheapWalk = 4096;
 constexpr std::size_t kMaxSpaceBytes = std::size_t{8} << 20;

@@ -16,7 +16,7 @@ namespace hadal {
 // which the dialects of regular expressions agree that they match. Errors: unsupported (look-around, back
 // references, property classes, an expression of more than kMaxRegexSize characters when its repetitions are
 // written out), invalid_argument (not a regular expression); both with the byte at which it is.
-inline constexpr std::size_t kMaxRegexSize = 4000;
+inline constexpr std::size_t kMaxRegexSize = 2000;
 Result<ExprId> regex_grammar(std::string_view pattern, GrammarBuilder& builder, TextExprs& text);
 
 }  // namespace hadal
