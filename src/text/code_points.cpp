@@ -111,7 +111,7 @@ ExprId TextExprs::utf8(const CodePoints& set) {
   ByteSet single;
   std::vector<std::pair<char32_t, char32_t>> work = set.ranges();
   while (!work.empty()) {
-    auto [first, last] = work.back();
+    const char32_t first = work.back().first, last = work.back().second;
     work.pop_back();
     bool divided = false;
     const auto divide_after = [&](char32_t at) {
