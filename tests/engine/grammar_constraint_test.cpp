@@ -72,12 +72,12 @@ TEST_F(GrammarConstraintTest, AnswersAreTheSameInAnyCompany) {
   EXPECT_GE(n_ended, kRequests / 2);
   // Where memory is short some wait again in the middle.
   const StateLayout& layout = runner_->layout();
-  const std::int64_t little_room = 8 * layout.fixed_bytes + 11 * layout.page_bytes;
+  const std::int64_t little_room = 8 * layout.fixed_bytes + 9 * layout.page_bytes;
   GrammarCache cache(engine_.tokenizer(), dialect_v4());
   for (const std::int64_t bytes : {std::int64_t{0}, little_room}) {
     SchedulerOptions options;
     options.max_running = 8;
-    options.chunk_tokens = 16;
+    options.chunk_tokens = bytes == 0 ? 16 : 2048;
     options.state_bytes = bytes;
     Scheduler scheduler(*runner_, nullptr, options);
     std::vector<test::Submitted> all;
