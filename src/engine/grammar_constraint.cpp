@@ -56,9 +56,17 @@ void GrammarConstraint::mask(std::span<float> logits) {
 
 void GrammarConstraint::accept(std::int32_t token) {
   if (thinking_) {
-    if (token != think_end_) return;
+    // The reader of the output goes by the text, so that counts too where ordinary tokens write it.
+    const std::string_view end = tokenizer_.token_bytes(*think_end_);
+    spelt_ += tokenizer_.token_bytes(token);
+    const std::size_t at = spelt_.find(end);
+    if (at == std::string::npos) {
+      if (spelt_.size() >= end.size()) spelt_.erase(0, spelt_.size() - end.size() + 1);
+      return;
+    }
     thinking_ = false;
     ready_ = false;
+    matcher_.accept_text(std::string_view(spelt_).substr(at + end.size()));
     return;
   }
   matcher_.accept(token, tokenizer_.is_added(token) ? std::string_view() : tokenizer_.token_bytes(token));

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
+#include <string_view>
 
 #include <hadal/tokenizer.h>
 
@@ -36,7 +38,8 @@ class GrammarConstraint final : public TokenConstraint {
   std::int32_t end_;
   std::optional<std::int32_t> think_end_;
   bool thinking_;
-  TokenSet allowed_;  // of the token to come, while `ready_`
+  std::string spelt_;  // the end of the reasoning, in which ordinary tokens may spell its end
+  TokenSet allowed_;   // of the token to come, while `ready_`
   bool ready_ = false;
 };
 

@@ -11,8 +11,7 @@ using NodeId = GrammarMachine::NodeId;
 // Configurations of all the states that one walk may come to. Those of ordinary schemas come to 6000 at most.
 constexpr std::size_t kMaxWork = 20'000;
 // A walk over fewer nodes is done again rather than remembered.
-constexpr std::size_t kCheapWalk = 4096;
-constexpr std::size_t kMaxSpaceBytes = std::size_t{8} << 20;
+constexpr std::size_t kCheapWalk = 1024;
 
 }  // namespace
 
@@ -141,8 +140,9 @@ struct CompiledGrammar::Space {
   std::vector<std::pair<NodeId, NodeId>> framed_;  // what is outside, and inside
 };
 
-CompiledGrammar::CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenTrie> trie)
-    : grammar_(std::move(grammar)), trie_(std::move(trie)) {}
+CompiledGrammar::CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenTrie> trie,
+                                 std::size_t max_bytes)
+    : grammar_(std::move(grammar)), trie_(std::move(trie)), max_bytes_(max_bytes) {}
 
 std::size_t CompiledGrammar::masks_kept() const {
   const std::lock_guard lock(mutex_);
@@ -150,8 +150,7 @@ std::size_t CompiledGrammar::masks_kept() const {
 }
 
 std::shared_ptr<CompiledGrammar::Space> CompiledGrammar::current_space() {
-  if (space_ == nullptr || space_->bytes() > kMaxSpaceBytes)
-    space_ = std::make_shared<Space>(grammar_, *trie_);
+  if (space_ == nullptr || space_->bytes() > max_bytes_) space_ = std::make_shared<Space>(grammar_, *trie_);
   return space_;
 }
 

@@ -27,7 +27,9 @@ using TokenSet = std::vector<std::uint64_t>;
 // A grammar and what is known of it. Any number of threads may use one.
 class CompiledGrammar {
  public:
-  CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenTrie> trie);
+  // What is found out is begun anew when it has come to `max_bytes`.
+  CompiledGrammar(Grammar grammar, std::shared_ptr<const TokenTrie> trie,
+                  std::size_t max_bytes = std::size_t{8} << 20);
 
   const TokenTrie& trie() const { return *trie_; }
   std::size_t masks_kept() const;
@@ -40,6 +42,7 @@ class CompiledGrammar {
 
   const Grammar grammar_;
   const std::shared_ptr<const TokenTrie> trie_;
+  const std::size_t max_bytes_;
   mutable std::mutex mutex_;
   std::shared_ptr<Space> space_;
 };

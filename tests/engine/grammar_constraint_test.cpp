@@ -113,6 +113,17 @@ TEST_F(GrammarConstraintTest, ReasoningRunsFreeAndEndsInAnAnswer) {
   EXPECT_FALSE(allowed(think_end_));
 }
 
+TEST_F(GrammarConstraintTest, ReasoningMayEndInOrdinaryTokens) {
+  GrammarCache cache(engine_.tokenizer(), dialect_v4());
+  GrammarConstraint constraint(grammar(cache, 0), engine_.tokenizer(), end_, think_end_);
+  for (const char c : std::string_view("so <</think>{"))
+    constraint.accept(engine_.tokenizer().id_of(std::string_view(&c, 1)).value());
+  std::vector<float> logits(static_cast<std::size_t>(runner_->vocab_size()), 0.0F);
+  constraint.mask(logits);
+  EXPECT_EQ(logits[static_cast<std::size_t>(engine_.tokenizer().id_of("\"").value())], 0);
+  EXPECT_LT(logits[static_cast<std::size_t>(engine_.tokenizer().id_of("{").value())], 0);
+}
+
 TEST_F(GrammarConstraintTest, GoesOnFromWhatTheClientBegan) {
   GrammarCache cache(engine_.tokenizer(), dialect_v4());
   GrammarConstraint constraint(grammar(cache, 0), engine_.tokenizer(), end_, std::nullopt);
