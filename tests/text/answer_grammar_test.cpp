@@ -185,7 +185,7 @@ TEST(AnswerGrammarTest, LimitsHold) {
            R"("}, {"$ref": "#/$defs/d)" + std::to_string(i - 1) + "\"}]}";
   EXPECT_FALSE(grammar_of(all + R"(}, "$ref": "#/$defs/d39"})").has_value());
   std::string deep = "{}";
-  for (int i = 0; i < 60; ++i) deep = R"({"type": "array", "items": )" + deep + "}";
+  for (int i = 0; i < 60; ++i) deep.insert(0, R"({"type": "array", "items": )").append("}");
   EXPECT_TRUE(grammar_of(deep).has_value());
   std::string chain = R"({"$defs": {"d0": {"type": "null"})";
   for (int i = 1; i < 400; ++i)
