@@ -57,6 +57,7 @@ class JsonSchema {
   Status finish();
 
  private:
+  static constexpr int kMaxDepth = 192;  // schemas within schemas
   struct Place {
     std::string path;  // "#/properties/a"
     int depth = 0;
