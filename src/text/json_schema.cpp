@@ -276,6 +276,7 @@ ExprId JsonSchema::object_of(const JsonValue& schema, const Place& place) {
   ExprId first = builder_.byte('}'), later = close;  // what follows no member, and some
   if (open) {
     std::vector<std::string> names;
+    names.reserve(members.size());
     for (const Member& member : members) names.push_back(member.name);
     const ExprId other =
         builder_.sequence({json_.quoted(json_.characters().text_other_than(names)), json_.colon(),
