@@ -84,28 +84,46 @@ std::vector<std::int64_t> find_boundaries(const std::vector<std::int32_t>& token
   return boundaries;
 }
 
-// What the answer must begin with when a call is asked for.
-struct Opening {
-  std::vector<PromptSegment> segments;
-  std::string fed;
-};
+bool forces_call(const Request& request) {
+  return request.tool_choice.kind == ToolChoice::Kind::required ||
+         request.tool_choice.kind == ToolChoice::Kind::named;
+}
 
-Opening forced_call(const ChatDialect& dialect, const ToolChoice& choice, bool thinking) {
-  Opening opening;
-  const auto plain = [&](std::string text) { opening.segments.push_back({std::move(text), false}); };
-  const auto control = [&](std::string_view token) {
-    opening.segments.push_back({std::string(token), true});
-  };
-  if (thinking) control(dialect.think_end);  // there is no thinking before a call that must come
-  plain("\n\n<");
-  control(dialect.dsml);
-  plain("tool_calls>\n");
-  if (choice.kind != ToolChoice::Kind::named) return opening;
-  plain("<");
-  control(dialect.dsml);
-  plain(fmt::format("invoke name=\"{}\">\n", choice.name));
-  opening.fed = fmt::format("<{}invoke name=\"{}\">\n", dialect.dsml, choice.name);
-  return opening;
+// An answer that does not think begins with its block of calls, when calls are asked for.
+std::vector<PromptSegment> opened_calls(const ChatDialect& dialect) {
+  return {{"\n\n<", false}, {std::string(dialect.dsml), true}, {"tool_calls>\n", false}};
+}
+
+// Nothing where the model may answer as it likes.
+std::optional<AnswerRules> rules_of(const Request& request, bool offers_tools) {
+  using Body = AnswerRules::Body;
+  AnswerRules rules;
+  const bool forced = forces_call(request) && !request.continues_last;
+  const bool any_strict = offers_tools && std::any_of(request.declared.begin(), request.declared.end(),
+                                                      [](const DeclaredTool& tool) { return tool.strict; });
+  if (forced) {
+    rules.body = Body::none;
+    rules.begins_in_calls = !request.thinking;
+  } else if (request.json_schema) {
+    rules.body = Body::json_schema;
+    rules.schema = *request.json_schema;
+    rules.strict = request.strict_schema;
+  } else if (request.json_object) {
+    rules.body = Body::json_object;
+  } else if (any_strict) {
+    rules.body = Body::text;
+  } else {
+    return std::nullopt;
+  }
+  rules.many_calls = request.parallel_tools;
+  for (std::size_t i = 0; offers_tools && i < request.declared.size(); ++i) {
+    const DeclaredTool& tool = request.declared[i];
+    if (request.tool_choice.kind == ToolChoice::Kind::named && tool.name != request.tool_choice.name)
+      continue;
+    rules.tools.push_back(
+        {tool.name, *request.tools.items[i].find("function")->find("parameters"), tool.strict});
+  }
+  return rules;
 }
 
 }  // namespace
@@ -114,9 +132,7 @@ Result<Prompt> chat_prompt(const Request& request, const PromptContext& context,
   const ChatDialect& dialect = context.dialect;
   const bool offers_tools =
       !request.tools.items.empty() && request.tool_choice.kind != ToolChoice::Kind::none;
-  const bool forces_call = request.tool_choice.kind == ToolChoice::Kind::required ||
-                           request.tool_choice.kind == ToolChoice::Kind::named;
-  if (forces_call && !offers_tools)
+  if (forces_call(request) && !offers_tools)
     return fail(ErrorCode::invalid_argument, "tool_choice asks for a call, but there are no tools");
   if (request.tool_choice.kind == ToolChoice::Kind::named &&
       request.find_tool(request.tool_choice.name) == nullptr) {
@@ -156,17 +172,17 @@ Result<Prompt> chat_prompt(const Request& request, const PromptContext& context,
   prompt.thinking = request.thinking;
   prompt.parser.thinking = request.thinking && !request.continues_last;
   prompt.parser.tool_calls = offers_tools;
+  prompt.rules = rules_of(request, offers_tools);
   if (offers_tools) {
-    prompt.parser.plain_xml = true;
-    prompt.parser.mends_tags = true;
+    // An answer that is held to rules has its markup right, and what looks like some is text.
+    prompt.parser.plain_xml = !prompt.rules;
+    prompt.parser.mends_tags = !prompt.rules;
     prompt.parser.schemas = std::make_shared<const ToolSchemas>(tool_schemas_from_json(request.tools));
   }
-  if (forces_call && !request.continues_last) {
-    Opening opening = forced_call(dialect, request.tool_choice, request.thinking);
-    HADAL_ASSIGN_OR_RETURN(prompt.opening, Tokeniser(context.tokenizer).encode(opening.segments));
+  if (prompt.rules && prompt.rules->begins_in_calls) {
+    HADAL_ASSIGN_OR_RETURN(prompt.opening, Tokeniser(context.tokenizer).encode(opened_calls(dialect)));
     prompt.tokens.insert(prompt.tokens.end(), prompt.opening.begin(), prompt.opening.end());
     prompt.parser.starts_in_tool_calls = true;
-    prompt.fed = std::move(opening.fed);
   }
   if (with_text) {
     HADAL_ASSIGN_OR_RETURN(prompt.text, context.tokenizer.decode(prompt.tokens));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 
 #include "serve/replay_store.h"
 #include "serve/request.h"
+#include "text/answer_grammar.h"
 #include "text/chat_dialect.h"
 #include "text/output_parser.h"
 
@@ -18,7 +20,7 @@ struct Prompt {
   std::vector<std::int32_t> tokens;
   std::vector<std::int64_t> boundaries;  // lengths worth a snapshot, ascending
   OutputParserOptions parser;
-  std::string fed;                    // what the parser must have seen before the output
+  std::optional<AnswerRules> rules;   // what the answer is held to
   bool thinking = false;              // the turn begins after <think>
   std::vector<std::int32_t> opening;  // tokens of the turn that the prompt ends with
   Sha256 transcript{};                // of the messages

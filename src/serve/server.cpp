@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "base/memory_policy.h"
+#include "engine/grammar_constraint.h"
 #include "serve/embedded_files.h"
 #include "serve/fields.h"
 #include "serve/prompt.h"
@@ -121,6 +122,7 @@ Status Server::open() {
     HADAL_ASSIGN_OR_RETURN(disk_, DiskCache::open(model_.runner->layout(), std::move(disk)));
   }
   replay_ = std::make_unique<ReplayStore>(kReplayTurns, kReplayBytes, disk_.get());
+  grammars_ = std::make_unique<GrammarCache>(model_.tokenizer, *model_.dialect);
   scheduler_ = std::make_unique<Scheduler>(*model_.runner, disk_.get(), options_.scheduler);
   keeper_ = std::thread([this] { keep_alive(); });
   const auto error_body = [this](int status, std::string_view path, std::string_view message) {
@@ -395,6 +397,30 @@ Result<Prompt> Server::prompt_of(const Request& request, const std::string& name
                                          : chat_prompt(request, context);
 }
 
+ApiResult<std::shared_ptr<TokenConstraint>> Server::constraint_of(const Request& request,
+                                                                  const Prompt& prompt) const {
+  const bool of_format = prompt.rules->body == AnswerRules::Body::json_schema ||
+                         prompt.rules->body == AnswerRules::Body::json_object;
+  const char* const param = !of_format                      ? "tools"
+                            : request.api == Api::chat      ? "response_format"
+                            : request.api == Api::responses ? "text.format"
+                                                            : "output_config.format";
+  const auto grammar = grammars_->get(*prompt.rules);
+  if (!grammar) return tl::unexpected(invalid(grammar.error().message(), param));
+  const Tokenizer& tokenizer = model_.tokenizer;
+  const auto end = tokenizer.id_of(model_.dialect->eos),
+             think_end = tokenizer.id_of(model_.dialect->think_end);
+  if (!end || !think_end)
+    return tl::unexpected(
+        invalid("this model's tokenizer lacks the tokens that structured output needs", param));
+  auto constraint = std::make_shared<GrammarConstraint>(*grammar, tokenizer, *end,
+                                                        prompt.parser.thinking ? think_end : std::nullopt);
+  if (of_format && request.continues_last && !constraint->begin_with(request.messages.back().content))
+    return tl::unexpected(
+        invalid("no answer that begins like the last message follows the schema", "messages"));
+  return constraint;
+}
+
 void Server::count_tokens(Exchange& exchange) {
   const auto request = read_request(exchange.request, Api::messages, options_.limits, /*counting=*/true);
   if (!request) return answer_error(exchange, request.error());
@@ -453,6 +479,11 @@ void Server::generate(Exchange& exchange) {
   generation.rules.bias = request->logit_bias;
   generation.rules.presence_penalty = request->presence_penalty;
   generation.rules.frequency_penalty = request->frequency_penalty;
+  if (prompt->rules) {
+    auto constraint = constraint_of(*request, *prompt);
+    if (!constraint) return answer_error(exchange, constraint.error());
+    generation.rules.constraint = std::move(*constraint);
+  }
   for (const std::string_view token : {model_.dialect->eos, model_.dialect->user}) {
     if (const auto id = model_.tokenizer.id_of(token)) generation.stop_tokens.push_back(*id);
   }

@@ -24,6 +24,7 @@
 #include "serve/replay_store.h"
 #include "serve/request.h"
 #include "text/chat_dialect.h"
+#include "text/grammar_cache.h"
 
 namespace hadal::serve {
 
@@ -89,6 +90,9 @@ class Server {
   void route(Exchange& exchange);
   void generate(Exchange& exchange);
   void count_tokens(Exchange& exchange);
+  // What holds the answer to the rules of its prompt.
+  ApiResult<std::shared_ptr<TokenConstraint>> constraint_of(const Request& request,
+                                                            const Prompt& prompt) const;
   Result<Prompt> prompt_of(const Request& request, const std::string& name_space) const;
   ApiError too_long(Api api, std::int64_t tokens) const;
   ApiError refused(Api api, const Refusal& refusal, std::int64_t tokens) const;
@@ -108,6 +112,7 @@ class Server {
   std::unique_ptr<DiskCache> disk_;
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<ReplayStore> replay_;
+  std::unique_ptr<GrammarCache> grammars_;
   IdSource ids_;
   Metrics metrics_;
   std::atomic<bool> draining_{false};

@@ -21,7 +21,6 @@ void Turn::started(std::int64_t cached_tokens) {
   result_.usage.cached_tokens = cached_tokens;
   setup_.answer->start(result_.usage);
   last_word_ = SchedulerClock::now();
-  if (!setup_.prompt.fed.empty()) take(setup_.prompt.fed);
 }
 
 bool Turn::token(const Sample& sample) {

@@ -26,6 +26,10 @@ bool is_space(char c) {
 
 }  // namespace
 
+std::span<const std::string_view> dsml_markers() {
+  return std::span(kMarkers).first(kMarkers.size() - 1);
+}
+
 bool is_tag_name_character(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
 }

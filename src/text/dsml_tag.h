@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -31,6 +32,9 @@ enum class Match : std::uint8_t {
   partial,  // more text may make it one
   yes,
 };
+
+// Every marker that is taken for one, but for the empty one of plain XML.
+std::span<const std::string_view> dsml_markers();
 
 // Whether `text`, which begins with `<`, begins with a tag; writes `tag` if so.
 Match match_tag(std::string_view text, bool accept_plain, Tag& tag);

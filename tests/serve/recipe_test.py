@@ -262,9 +262,6 @@ PROMPTS = {
     "numbers as Python spells them, and none of their digits lost":
         (arguments('{"a": 100000000000000000000, "b": 1e-07}'), "1e+20<", "100000000000000000000<"),
     "no arguments leave an empty line": (arguments("{}"), '"f">\n</', '"f">\n\n</'),
-    "a named tool is begun by its name":
-        ({"messages": USER, "tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}, **OFF},
-         "</think>\n\n<｜DSML｜tool_calls>\n§", '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n§'),
     "a system message in the middle is the user's":
         ({"messages": [*USER, {"role": "system", "content": "s"}, *USER]}, "s<｜User｜>x\n\nx", "<｜User｜>x\n\ns\n\nx"),
     "a reminder goes before the user's turn": ({"messages": [*USER, {"role": "latest_reminder", "content": "r"}]},
