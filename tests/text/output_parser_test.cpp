@@ -299,7 +299,10 @@ std::vector<std::string> edge_cases() {
       std::string("bad \xF0\x9F bytes \xFF </think> \xE2\x96"),
       open + std::string(300, '\n') + parameter("a", "v") + "</｜DSML｜invoke>",
       "\n\n<｜DSML｜tool_calls>" + std::string(300, '\n') + "<｜DSML｜invoke name=\"f\">",
+      open + "<" + std::string(25, 'x') + "parameter name=\"a\" string=\"true\">v",
+      open + "<" + std::string(26, 'x') + "parameter name=\"a\" string=\"true\">v",
   };
+  for (const std::size_t n : {255, 256, 257}) cases.push_back("<｜DSML｜" + std::string(n, ' ') + ">x");
   for (std::size_t n = 0; n <= kCall.size(); n += 1) cases.push_back("x" + kCall.substr(0, n));
   return cases;
 }
