@@ -295,7 +295,7 @@ class RegexReader {
       value = value * 16 + (digit ? c - '0' : letter - 'a' + 10);
       ++at_;
     }
-    const CodePoints set(value, value);
+    CodePoints set(value, value);
     if (n == 0 || (braces ? !take('}') : n < digits) || value > 0x10FFFF || set.empty())
       stop(ErrorCode::invalid_argument, "not the number of a character");
     return set;
