@@ -51,16 +51,22 @@ class TrainCommand : public testing::Test {
     if (slave >= 0) ::close(slave);
     return child;
   }
-  // Waits until the run has that many lines of metrics.
-  void wait_for_steps(const std::string& run, std::int64_t steps) const {
-    for (int tries = 0; tries < 3000; ++tries) {
+  // Waits until the run has that many lines of metrics, however slow the machine, or its process has ended.
+  void wait_for_steps(pid_t child, const std::string& run, std::int64_t steps) const {
+    for (bool ended = false;;) {
       std::ifstream lines(path(run) + "/metrics.jsonl");
       std::int64_t n = 0;
       for (std::string line; std::getline(lines, line);) ++n;
       if (n >= steps) return;
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      if (ended) {
+        ADD_FAILURE() << "the run ended after " << n << " steps: " << bytes_of(run + ".err");
+        return;
+      }
+      siginfo_t info{};
+      ended = ::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+              info.si_pid == child;
+      if (!ended) std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
-    ADD_FAILURE() << "no " << steps << " steps after half a minute";
   }
   std::string bytes_of(const std::string& name) const {
     std::ostringstream text;
@@ -116,7 +122,7 @@ TEST_F(TrainCommand, FromTextToCheckpoint) {
 TEST_F(TrainCommand, CtrlCTakesASnapshotAndResumeGoesOnBitForBit) {
   ASSERT_EQ(run_command(fmt::format("train {} --run {}", recipe(40), path("whole"))).exit_code, 0);
   const pid_t child = start(40, "stopped", nullptr);
-  wait_for_steps("stopped", 3);
+  wait_for_steps(child, "stopped", 3);
   ::kill(child, SIGINT);
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
@@ -133,8 +139,9 @@ TEST_F(TrainCommand, CtrlCTakesASnapshotAndResumeGoesOnBitForBit) {
 TEST_F(TrainCommand, KillsAtRandomMomentsDoNotShow) {
   ASSERT_EQ(run_command(fmt::format("train {} --run {}", recipe(40), path("whole"))).exit_code, 0);
   const pid_t child = start(40, "killed", nullptr);
-  wait_for_steps("killed", 1 + static_cast<std::int64_t>(
-                                   std::chrono::steady_clock::now().time_since_epoch().count() / 1000 % 25));
+  wait_for_steps(
+      child, "killed",
+      1 + static_cast<std::int64_t>(std::chrono::steady_clock::now().time_since_epoch().count() / 1000 % 25));
   ::kill(child, SIGKILL);
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
