@@ -120,7 +120,7 @@ tl::expected<std::shared_ptr<Scheduler::Ticket>, Refusal> Scheduler::submit(Gene
   }
   auto job = std::make_unique<Job>();
   job->request = std::move(request);
-  job->submitted = Clock::now();
+  job->submitted = options_.now();
   job->ticket = std::make_shared<Ticket>();
   job->ticket->scheduler_wake_ = [wake = wake_] { wake->notify(); };
   auto ticket = job->ticket;
@@ -318,7 +318,7 @@ bool Scheduler::start(Job& job) {
     job.cached_tokens = cached;
     counts_.prefix_queries += job.prompt_size();
     counts_.prefix_hits += cached;
-    job.admitted = Clock::now();
+    job.admitted = options_.now();
     job.started = true;
     job.request.listener->started(cached);
   }
@@ -389,78 +389,77 @@ std::int64_t Scheduler::next_boundary(const Job& job) const {
   return next;
 }
 
-std::int64_t Scheduler::prefill_budget(bool decoding, bool prefilling) {
-  if (!decoding || !prefilling) return options_.chunk_tokens;
-  if (decode_seconds_ == 0 || steps_since_probe_ >= kStepsBetweenProbes) return 0;  // measure one without
-  return std::min(options_.chunk_tokens, static_cast<std::int64_t>(budget_));
+// Prompt tokens of a step in which `decoding` sequences get their next token.
+std::int64_t Scheduler::prefill_budget(std::int64_t decoding) {
+  if (decoding == 0) return options_.chunk_tokens;
+  if (cost_.wants_decode_step()) return 0;
+  const std::int64_t yardstick = std::max(decoding, static_cast<std::int64_t>(running_.size()) / 2);
+  budget_ =
+      std::min(options_.chunk_tokens, cost_.grant(decoding, kSlowdown * cost_.decode_seconds(yardstick)));
+  return budget_;
 }
 
-void Scheduler::adapt_budget(bool decoding, std::int64_t prefill_tokens, double seconds) {
-  if (!decoding) return;
-  if (prefill_tokens == 0) {
-    decode_seconds_ = decode_seconds_ == 0 ? seconds : 0.7 * decode_seconds_ + 0.3 * seconds;
-    steps_since_probe_ = 0;
-    return;
+// Fills items_; how many of them decode.
+std::int64_t Scheduler::plan_step() {
+  items_.clear();
+  item_jobs_.clear();
+  std::vector<Job*> reading;  // more than one token, the prompt's
+  for (const auto& job : running_) {
+    if (job->unread() == 1) {
+      add_item(*job, 1);
+    } else {
+      reading.push_back(job.get());
+    }
   }
-  ++steps_since_probe_;
-  // Aims below the promise, since steps vary.
-  const double target = 0.9 * kSlowdown * decode_seconds_;
-  const auto least = static_cast<double>(kLeastBudget);
-  if (seconds > target) {
-    budget_ = std::max(least, budget_ * std::max(0.5, target / seconds));
-  } else if (prefill_tokens >= static_cast<std::int64_t>(budget_)) {
-    budget_ = std::min(budget_ * 1.25 + 1, static_cast<double>(options_.chunk_tokens));
+  const auto decoding = static_cast<std::int64_t>(items_.size());
+  if (!reading.empty()) plan_prompts(reading, prefill_budget(decoding));
+  return decoding;
+}
+
+void Scheduler::plan_prompts(std::vector<Job*>& reading, std::int64_t budget) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto service = [this](const Job* job) { return tenants_.at(job->request.tenant).service; };
+    const auto first = std::min_element(reading.begin(), reading.end(), [&](const Job* a, const Job* b) {
+      return std::tuple(service(a), a->arrival) < std::tuple(service(b), b->arrival);
+    });
+    std::iter_swap(reading.begin(), first);
+    std::sort(reading.begin() + 1, reading.end(), [&](const Job* a, const Job* b) {
+      return std::tuple(service(a), a->unread(), a->arrival) <
+             std::tuple(service(b), b->unread(), b->arrival);
+    });
   }
+  const auto wanted = [this](const Job* job) { return next_boundary(*job) - job->state->length(); };
+  // What the others leave of their half is the first one's too.
+  std::int64_t others = 0;
+  for (std::size_t i = 1; i < reading.size() && others < budget / 2; ++i) others += wanted(reading[i]);
+  for (Job* job : reading) {
+    const std::int64_t most = job == reading.front() ? budget - std::min(others, budget / 2) : budget;
+    const std::int64_t count = std::min(most, wanted(job));
+    if (count <= 0) return;
+    add_item(*job, count);
+    budget -= count;
+  }
+}
+
+void Scheduler::add_item(Job& job, std::int64_t count) {
+  const auto end = static_cast<std::size_t>(job.state->length() + count);
+  items_.push_back(
+      {&*job.state, std::span<const std::int32_t>(job.tokens).first(end), count, end == job.tokens.size()});
+  item_jobs_.push_back(&job);
 }
 
 // One forward; false if there is nothing to run.
 bool Scheduler::step() {
   if (running_.empty()) return false;
-  std::int64_t prefill_tokens = 0;
-  bool decoding = false;
+  std::int64_t decoding = 0;
   do {
-    items_.clear();
-    item_jobs_.clear();
-    const auto add = [this](Job& job, std::int64_t count) {
-      const auto end = static_cast<std::size_t>(job.state->length() + count);
-      items_.push_back({&*job.state, std::span<const std::int32_t>(job.tokens).first(end), count,
-                        end == job.tokens.size()});
-      item_jobs_.push_back(&job);
-    };
-    std::vector<Job*> reading;  // more than one token, the prompt's
-    for (const auto& job : running_) {
-      if (job->unread() == 1) {
-        add(*job, 1);
-      } else {
-        reading.push_back(job.get());
-      }
-    }
-    decoding = !items_.empty();
-    if (decoding && static_cast<std::int64_t>(items_.size()) != decode_items_) {
-      decode_items_ = static_cast<std::int64_t>(items_.size());
-      decode_seconds_ = 0;
-    }
-    {
-      const std::lock_guard lock(mutex_);
-      std::sort(reading.begin(), reading.end(), [this](const Job* a, const Job* b) {
-        return std::tuple(tenants_.at(a->request.tenant).service, a->arrival) <
-               std::tuple(tenants_.at(b->request.tenant).service, b->arrival);
-      });
-    }
-    std::int64_t budget = prefill_budget(decoding, !reading.empty());
-    prefill_tokens = 0;
-    for (Job* job : reading) {
-      const std::int64_t count =
-          std::min(budget - prefill_tokens, next_boundary(*job) - job->state->length());
-      if (count <= 0) break;
-      add(*job, count);
-      prefill_tokens += count;
-    }
+    decoding = plan_step();
   } while (!make_room_for_step());
 
-  const auto start = Clock::now();
+  const auto start = options_.now();
   const auto logits = runner_.forward(items_);
-  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  const double seconds = std::chrono::duration<double>(options_.now() - start).count();
   ++counts_.steps;
   std::int64_t tokens = 0;
   {
@@ -480,7 +479,7 @@ bool Scheduler::step() {
     for (Job* job : std::vector<Job*>(item_jobs_)) finish(*job, FinishReason::cancelled, logits.error());
     return true;
   }
-  adapt_budget(decoding, prefill_tokens, seconds);
+  cost_.add(decoding, tokens - decoding, seconds);
   const auto vocab = static_cast<std::size_t>(runner_.vocab_size());
   std::size_t row = 0;
   for (std::size_t i = 0; i < items_.size(); ++i) {
@@ -520,7 +519,7 @@ void Scheduler::sample(Job& job, std::span<const float> logits) {
   } else {
     sample = sampler_.sample(logits, request.sampling, position, request.top_logprobs);
   }
-  if (job.sampled() == 0) job.first_token = Clock::now();
+  if (job.sampled() == 0) job.first_token = options_.now();
   ++counts_.generated_tokens;
   const auto& stops = request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), sample.token) != stops.end()) {
@@ -571,7 +570,7 @@ void Scheduler::finish(Job& job, FinishReason reason, std::optional<Error> error
   end.prompt_tokens = job.prompt_size();
   end.cached_tokens = job.cached_tokens;
   end.preemptions = job.preemptions;
-  end.ended = Clock::now();
+  end.ended = options_.now();
   end.submitted = job.submitted;
   end.admitted = job.started ? job.admitted : end.ended;
   end.first_token = job.first_token == Clock::time_point() ? end.ended : job.first_token;
@@ -599,7 +598,7 @@ void Scheduler::publish_stats() {
   counts_.state_budget = options_.state_bytes;
   counts_.snapshots = cache_.snapshots();
   counts_.nodes = cache_.nodes();
-  counts_.prefill_budget = static_cast<std::int64_t>(budget_);
+  counts_.prefill_budget = budget_;
   const std::lock_guard lock(mutex_);
   published_ = counts_;
 }

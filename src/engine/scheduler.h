@@ -9,8 +9,13 @@
 //   the plan overflows later, cached snapshots go first, then the youngest sequence waits again. It loses
 //   nothing: its tokens stay, and its state is cached or read again.
 // - While sequences decode, a step takes only so many prompt tokens that it stays within kSlowdown times the
-//   duration of a step without any. Chunking does not show in results, so this may follow the clock.
-// - Tenants take turns by the tokens that were computed for them; within one, first come, first served.
+//   duration of a step without any, by what steps cost so far (engine/step_cost.h). Half of the sequences
+//   that run count as decoding even if fewer do: where many share a machine, a stream that is early is not
+//   held to the speed that it has alone. Chunking does not show in results, so this may follow the clock.
+// - Tenants take turns by the tokens that were computed for them; within one, first come, first served. Of
+// the
+//   prompt tokens of a step the first in turn gets half, then prompts with the least left come first: a short
+//   one is not held up by a long one, nor a long one for ever.
 #pragma once
 
 #include <array>
@@ -35,10 +40,13 @@
 #include "engine/prefix_cache.h"
 #include "engine/runner.h"
 #include "engine/sampler.h"
+#include "engine/step_cost.h"
 
 namespace hadal {
 
 class DiskCache;
+
+using SchedulerClock = std::chrono::steady_clock;
 
 struct SchedulerOptions {
   std::int64_t max_running = 16;        // sequences in a step
@@ -50,9 +58,9 @@ struct SchedulerOptions {
   std::int64_t snapshot_tokens = 4096;  // a snapshot every so many tokens of a long prompt; 0: none
   bool prefix_cache = true;
   Notice notice;  // hears of failures that no request can be told
+  // What steps and requests are timed by; from any thread.
+  std::function<SchedulerClock::time_point()> now = SchedulerClock::now;
 };
-
-using SchedulerClock = std::chrono::steady_clock;
 
 struct GenerationEnd {
   FinishReason finish = FinishReason::length;
@@ -156,9 +164,7 @@ class Scheduler {
   struct Wake;  // what outlives the scheduler in tickets
 
   static constexpr std::int64_t kReserveTokens = 512;
-  static constexpr double kSlowdown = 2;
-  static constexpr std::int64_t kLeastBudget = 4;
-  static constexpr int kStepsBetweenProbes = 32;
+  static constexpr double kSlowdown = 1.8;             // the promise is two, but steps vary
   static constexpr std::int64_t kLeastWorthDisk = 64;  // new tokens
 
   void run();
@@ -169,8 +175,10 @@ class Scheduler {
   Job* next_to_admit();
   bool start(Job& job);
   bool step();
-  std::int64_t prefill_budget(bool decoding, bool prefilling);
-  void adapt_budget(bool decoding, std::int64_t prefill_tokens, double seconds);
+  std::int64_t prefill_budget(std::int64_t decoding);
+  std::int64_t plan_step();
+  void plan_prompts(std::vector<Job*>& reading, std::int64_t budget);
+  void add_item(Job& job, std::int64_t count);
   std::int64_t next_boundary(const Job& job) const;
   bool make_room(std::int64_t bytes);
   bool make_room_for_step();
@@ -196,10 +204,8 @@ class Scheduler {
   std::vector<Job*> item_jobs_;
   std::vector<float> ruled_logits_;
   SchedulerStats counts_;
-  double decode_seconds_ = 0;      // of a step that only decodes; 0: not measured
-  std::int64_t decode_items_ = 0;  // in that step
-  int steps_since_probe_ = 0;
-  double budget_ = 32;  // prompt tokens beside decoding
+  StepCost cost_;
+  std::int64_t budget_ = 0;  // prompt tokens that the last step beside decoding could take
   std::uint64_t arrivals_ = 0;
 
   // Shared.
