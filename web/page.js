@@ -494,6 +494,7 @@ function show_state(state) {
        `${state.prefix_hits.toLocaleString()} of ${state.prefix_queries.toLocaleString()} tokens`);
   card("States and snapshots", bytes(state.state_bytes), `of ${bytes(state.state_budget)}, ${state.snapshots} snapshots`, state.state_bytes / Math.max(1, state.state_budget));
   if (state.disk) card("Cache on disk", bytes(state.disk.bytes), `of ${bytes(state.disk.budget)}, ${state.disk.files} files`, state.disk.bytes / Math.max(1, state.disk.budget));
+  card("Turns kept", String(state.turns.count), `${bytes(state.turns.bytes)} of ${bytes(state.turns.budget)}`, state.turns.bytes / Math.max(1, state.turns.budget));
   card("Memory", bytes(state.memory_bytes), "of the whole server");
   card("Tokens written", state.generated_tokens.toLocaleString(), `${state.prompt_tokens.toLocaleString()} in prompts`);
   card("Context", state.context.toLocaleString(), "tokens at most");

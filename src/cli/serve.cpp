@@ -123,8 +123,10 @@ void register_serve(CLI::App& app, Outcome& outcome) {
       ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
   command
-      ->add_option("--state-memory", server.scheduler.state_bytes,
-                   "Memory for the states of sequences and the prefix cache; by default 2G")
+      ->add_option(
+          "--state-memory", server.scheduler.state_bytes,
+          "Memory for the states of sequences and the prefix cache, and an eighth more for the tokens "
+          "of sampled turns; by default 2G")
       ->transform(CLI::AsSizeValue(false))
       ->type_name("BYTES");
   command

@@ -10,11 +10,6 @@
 #include "engine/disk_cache.h"
 
 namespace hadal {
-namespace {
-
-constexpr std::int64_t kDefaultStateBytes = std::int64_t{2} << 30;
-
-}  // namespace
 
 struct Scheduler::Job {
   GenerationRequest request;
@@ -59,7 +54,7 @@ Scheduler::Scheduler(Runner& runner, DiskCache* disk, SchedulerOptions options)
       options_(std::move(options)),
       cache_(runner.layout()),
       wake_(std::make_shared<Wake>()) {
-  if (options_.state_bytes == 0) options_.state_bytes = kDefaultStateBytes;
+  if (options_.state_bytes == 0) options_.state_bytes = SchedulerOptions{}.state_bytes;
   const StateLayout& layout = runner_.layout();
   // One sequence alone always fits: that is the longest one that is taken.
   const std::int64_t for_pages = options_.state_bytes - 2 * layout.fixed_bytes - 2 * layout.page_bytes;

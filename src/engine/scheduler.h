@@ -49,12 +49,13 @@ class DiskCache;
 using SchedulerClock = std::chrono::steady_clock;
 
 struct SchedulerOptions {
-  std::int64_t max_running = 16;        // sequences in a step
-  std::int64_t max_waiting = 256;       // beyond them, of all tenants together
-  std::int64_t max_per_tenant = 0;      // running and waiting, of one tenant; 0: no limit of its own
-  std::int64_t chunk_tokens = 512;      // prompt tokens in a step
-  std::int64_t context = 0;             // most tokens of a sequence; 0: what model and memory allow
-  std::int64_t state_bytes = 0;         // of running sequences and cached snapshots; 0: 2 GiB
+  std::int64_t max_running = 16;    // sequences in a step
+  std::int64_t max_waiting = 256;   // beyond them, of all tenants together
+  std::int64_t max_per_tenant = 0;  // running and waiting, of one tenant; 0: no limit of its own
+  std::int64_t chunk_tokens = 512;  // prompt tokens in a step
+  std::int64_t context = 0;         // most tokens of a sequence; 0: what model and memory allow
+  std::int64_t state_bytes = std::int64_t{2}
+                             << 30;     // of running sequences and cached snapshots; 0: as given here
   std::int64_t snapshot_tokens = 4096;  // a snapshot every so many tokens of a long prompt; 0: none
   bool prefix_cache = true;
   Notice notice;  // hears of failures that no request can be told

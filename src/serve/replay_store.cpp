@@ -51,8 +51,13 @@ std::string canonical(const std::string& arguments) {
   return parsed ? to_python_json(*parsed) : arguments;
 }
 
-std::size_t size_of(const SampledTurn& turn) {
-  return 256 + 4 * turn.tokens.size() + turn.content.size() + turn.reasoning.size();
+// Of memory, with the two entries that lead to it and their places in the queue: four keys of two strings.
+std::int64_t size_of(const SampledTurn& turn) {
+  std::size_t bytes = sizeof(SampledTurn) + 4 * (2 * sizeof(std::string) + 96) + 2 * 64;
+  bytes += 4 * turn.tokens.size() + turn.content.size() + turn.reasoning.size();
+  for (const ToolCall& call : turn.calls)
+    bytes += sizeof(ToolCall) + call.id.size() + call.name.size() + call.arguments.size();
+  return static_cast<std::int64_t>(bytes);
 }
 
 }  // namespace
@@ -84,8 +89,7 @@ Sha256 extend_transcript(const Sha256& before, const ChatMessage& message) {
   return sha256(text);
 }
 
-ReplayStore::ReplayStore(std::size_t max_turns, std::size_t max_bytes, DiskCache* disk)
-    : max_turns_(max_turns), max_bytes_(max_bytes), disk_(disk) {
+ReplayStore::ReplayStore(std::int64_t max_bytes, DiskCache* disk) : max_bytes_(max_bytes), disk_(disk) {
   if (disk_ == nullptr) return;
   for (const DiskCache::Record& record : disk_->records()) {
     auto turn = std::make_shared<SampledTurn>();
@@ -100,15 +104,14 @@ ReplayStore::ReplayStore(std::size_t max_turns, std::size_t max_bytes, DiskCache
 void ReplayStore::remember(const std::string& name_space, const std::string& transcript,
                            std::shared_ptr<const SampledTurn> turn) {
   const Key by_id(name_space, turn->id), by_text(name_space, transcript);
+  if (!turns_.emplace(by_id, turn).second) return;  // ids are drawn once
   bytes_ += size_of(*turn);
-  turns_[by_id] = turn;
   turns_[by_text] = std::move(turn);
   oldest_.emplace_back(by_id, by_text);
-  while (oldest_.size() > max_turns_ || bytes_ > max_bytes_) {
+  while (bytes_ > max_bytes_) {
     const auto [id, text] = std::move(oldest_.front());
     oldest_.pop_front();
     const auto old = turns_.find(id);
-    if (old == turns_.end()) continue;
     bytes_ -= size_of(*old->second);
     // A later turn may have the same transcript.
     if (const auto same = turns_.find(text); same != turns_.end() && same->second == old->second)
@@ -138,6 +141,11 @@ std::shared_ptr<const SampledTurn> ReplayStore::by_transcript(std::string_view n
   const std::lock_guard lock(mutex_);
   const auto found = turns_.find(Key(name_space, std::string(transcript.begin(), transcript.end())));
   return found == turns_.end() ? nullptr : found->second;
+}
+
+ReplayStore::Stats ReplayStore::stats() const {
+  const std::lock_guard lock(mutex_);
+  return {static_cast<std::int64_t>(oldest_.size()), bytes_, max_bytes_};
 }
 
 IdSource::IdSource() {

@@ -5,7 +5,8 @@
 // A turn is found by an id that the client got with it (of the turn, of its calls, of its reasoning) or,
 // where the API has none, by the visible transcript up to it. It stands in for the message only if that still
 // says the same; what a client edited is read as it is. Turns belong to a namespace: an id of somebody else
-// is unknown.
+// is unknown. When they take more than their bytes the oldest are forgotten: their prompts are read as text,
+// and what the tokenizer makes of it may part from what was sampled.
 #pragma once
 
 #include <cstdint>
@@ -40,24 +41,28 @@ Sha256 extend_transcript(const Sha256& before, const ChatMessage& message);
 class ReplayStore {
  public:
   // Turns are also kept on `disk`, if there is one, and those of earlier processes are taken from there.
-  ReplayStore(std::size_t max_turns, std::size_t max_bytes, DiskCache* disk);
+  ReplayStore(std::int64_t max_bytes, DiskCache* disk);
 
   void put(const std::string& name_space, SampledTurn turn, const Sha256& transcript);
   std::shared_ptr<const SampledTurn> by_id(std::string_view name_space, std::string_view wire_id) const;
   std::shared_ptr<const SampledTurn> by_transcript(std::string_view name_space,
                                                    const Sha256& transcript) const;
+  struct Stats {
+    std::int64_t count = 0, bytes = 0, budget = 0;  // turns, and what they take of memory
+  };
+  Stats stats() const;
 
  private:
   using Key = std::pair<std::string, std::string>;  // namespace; id, or the digest of the transcript
   void remember(const std::string& name_space, const std::string& transcript,
                 std::shared_ptr<const SampledTurn> turn);
 
-  std::size_t max_turns_, max_bytes_;
+  std::int64_t max_bytes_;
   DiskCache* disk_;
   mutable std::mutex mutex_;
   std::map<Key, std::shared_ptr<const SampledTurn>, std::less<>> turns_;
   std::deque<std::pair<Key, Key>> oldest_;
-  std::size_t bytes_ = 0;
+  std::int64_t bytes_ = 0;
 };
 
 // Ids that nobody can guess: 24 characters, of which every wire id of a turn has one: "call_<turn>00".

@@ -16,8 +16,9 @@
 namespace hadal::serve {
 namespace {
 
-constexpr std::size_t kReplayTurns = 100'000;
-constexpr std::size_t kReplayBytes = std::size_t{512} << 20;
+// Of the memory for states, what the tokens of sampled turns may take besides.
+constexpr std::int64_t kReplayShare = 8;
+constexpr std::int64_t kLeastReplayBytes = std::int64_t{16} << 20;
 
 std::int64_t unix_seconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
@@ -121,7 +122,9 @@ Status Server::open() {
     disk.notice = options_.notice;
     HADAL_ASSIGN_OR_RETURN(disk_, DiskCache::open(model_.runner->layout(), std::move(disk)));
   }
-  replay_ = std::make_unique<ReplayStore>(kReplayTurns, kReplayBytes, disk_.get());
+  if (options_.scheduler.state_bytes == 0) options_.scheduler.state_bytes = SchedulerOptions{}.state_bytes;
+  replay_ = std::make_unique<ReplayStore>(
+      std::max(kLeastReplayBytes, options_.scheduler.state_bytes / kReplayShare), disk_.get());
   grammars_ = std::make_unique<GrammarCache>(model_.tokenizer, *model_.dialect);
   scheduler_ = std::make_unique<Scheduler>(*model_.runner, disk_.get(), options_.scheduler);
   keeper_ = std::thread([this] { keep_alive(); });
@@ -361,6 +364,8 @@ std::string Server::state() const {
                {"generated_tokens", s.generated_tokens},
                {"preemptions", s.preemptions},
                {"memory_bytes", resident_memory_bytes()}};
+  const ReplayStore::Stats turns = replay_->stats();
+  json["turns"] = {{"count", turns.count}, {"bytes", turns.bytes}, {"budget", turns.budget}};
   if (disk_) {
     const DiskCache::Stats disk = disk_->stats();
     json["disk"] = {
