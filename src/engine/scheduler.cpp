@@ -20,6 +20,8 @@ struct Scheduler::Job {
   std::optional<SequenceState> state;     // of a running job
   std::optional<SequenceState> restored;  // came from disk, not yet admitted
   std::uint64_t loading = 0;              // the id that it waits for; 0: none
+  std::int64_t place = 0;                 // among the requests of its ticket
+  std::int64_t leader = -1;               // the place of the one whose first token it waits for
   bool started = false;
   std::int64_t cached_tokens = 0;
   std::int64_t preemptions = 0;
@@ -93,55 +95,91 @@ Scheduler::~Scheduler() {
   if (disk_ != nullptr) disk_->set_wake({});
 }
 
-tl::expected<std::shared_ptr<Scheduler::Ticket>, Refusal> Scheduler::submit(GenerationRequest request) {
-  const auto refuse = [](Refusal::Kind kind, std::string message) {
-    return tl::unexpected(Refusal{kind, std::move(message)});
-  };
-  if (request.prompt.empty()) return refuse(Refusal::Kind::invalid, "the prompt is empty");
+std::optional<Refusal> Scheduler::check(const GenerationRequest& request) const {
+  if (request.prompt.empty()) return Refusal{Refusal::Kind::invalid, "the prompt is empty"};
   for (const std::int32_t token : request.prompt) {
     if (token < 0 || token >= runner_.vocab_size()) {
-      return refuse(Refusal::Kind::invalid,
-                    fmt::format("the prompt has token {}, but the vocabulary ends at {}", token,
-                                runner_.vocab_size() - 1));
+      return Refusal{Refusal::Kind::invalid,
+                     fmt::format("the prompt has token {}, but the vocabulary ends at {}", token,
+                                 runner_.vocab_size() - 1)};
     }
   }
   if (const Status valid = request.sampling.validate(); !valid)
-    return refuse(Refusal::Kind::invalid, valid.error().message());
+    return Refusal{Refusal::Kind::invalid, valid.error().message()};
   // The last token sampled is never read, but one must be.
-  const auto length = static_cast<std::int64_t>(request.prompt.size());
-  if (length > context_) {
-    return refuse(Refusal::Kind::too_long,
-                  fmt::format("{} tokens do not fit in the context of {}", length, context_));
+  if (const auto length = static_cast<std::int64_t>(request.prompt.size()); length > context_) {
+    return Refusal{Refusal::Kind::too_long,
+                   fmt::format("{} tokens do not fit in the context of {}", length, context_)};
   }
-  auto job = std::make_unique<Job>();
-  job->request = std::move(request);
-  job->submitted = options_.now();
-  job->ticket = std::make_shared<Ticket>();
-  job->ticket->scheduler_wake_ = [wake = wake_] { wake->notify(); };
-  auto ticket = job->ticket;
+  return std::nullopt;
+}
+
+tl::expected<std::shared_ptr<Scheduler::Ticket>, Refusal> Scheduler::submit(GenerationRequest request) {
+  std::vector<GenerationRequest> one;
+  one.push_back(std::move(request));
+  return submit(std::move(one));
+}
+
+tl::expected<std::shared_ptr<Scheduler::Ticket>, Refusal> Scheduler::submit(
+    std::vector<GenerationRequest> requests) {
+  HADAL_CHECK(!requests.empty());
+  for (const GenerationRequest& request : requests) {
+    if (auto refusal = check(request)) return tl::unexpected(std::move(*refusal));
+  }
+  const auto count = static_cast<std::int64_t>(requests.size());
+  auto ticket = std::make_shared<Ticket>();
+  ticket->scheduler_wake_ = [wake = wake_] { wake->notify(); };
+  std::vector<std::unique_ptr<Job>> jobs;
+  std::int64_t leader = 0;
+  for (GenerationRequest& request : requests) {
+    auto job = std::make_unique<Job>();
+    job->place = static_cast<std::int64_t>(jobs.size());
+    Job* const first = jobs.empty() ? nullptr : jobs[static_cast<std::size_t>(leader)].get();
+    if (first != nullptr && request.prompt == first->request.prompt &&
+        request.cache_namespace == first->request.cache_namespace) {
+      job->leader = leader;
+      auto& boundaries = first->request.boundaries;
+      const auto before_last = static_cast<std::int64_t>(request.prompt.size()) - 1;
+      if (before_last > 0 && (boundaries.empty() || boundaries.back() < before_last))
+        boundaries.push_back(before_last);
+    } else {
+      leader = job->place;
+    }
+    job->request = std::move(request);
+    job->submitted = options_.now();
+    job->ticket = ticket;
+    jobs.push_back(std::move(job));
+  }
   {
     const std::lock_guard lock(mutex_);
-    if (draining_) return refuse(Refusal::Kind::draining, "the server is shutting down");
-    const auto tenant = tenants_.find(job->request.tenant);
+    if (draining_) return tl::unexpected(Refusal{Refusal::Kind::draining, "the server is shutting down"});
+    const std::string& name = jobs.front()->request.tenant;
+    const auto tenant = tenants_.find(name);
     const std::int64_t load = tenant == tenants_.end() ? 0 : tenant->second.load;
-    if (options_.max_per_tenant > 0 && load >= options_.max_per_tenant) {
-      return refuse(Refusal::Kind::tenant_limit,
-                    fmt::format("{} requests of this key are in progress, which is the limit", load));
+    if (options_.max_per_tenant > 0 && load + count > options_.max_per_tenant) {
+      return tl::unexpected(
+          Refusal{Refusal::Kind::tenant_limit,
+                  fmt::format("{} requests of this key are in progress{}; the limit is {}", load,
+                              count > 1 ? fmt::format(" and this one wants {} answers", count) : "",
+                              options_.max_per_tenant)});
     }
-    if (load_ >= options_.max_running + options_.max_waiting)
-      return refuse(Refusal::Kind::queue_full,
-                    fmt::format("{} requests are waiting, which is the limit", load_));
-    ++load_;
-    Tenant& mine = tenants_[job->request.tenant];
-    if (mine.load++ == 0) {
+    if (load_ + count > options_.max_running + options_.max_waiting) {
+      return tl::unexpected(Refusal{Refusal::Kind::queue_full,
+                                    fmt::format("{} requests are in progress or waiting; the limit is {}",
+                                                load_, options_.max_running + options_.max_waiting)});
+    }
+    load_ += count;
+    Tenant& mine = tenants_[name];
+    if (mine.load == 0) {
       // Who comes anew has no claim on turns from before, and owes none.
       double least = std::numeric_limits<double>::infinity();
-      for (const auto& [name, other] : tenants_) {
+      for (const auto& [other_name, other] : tenants_) {
         if (other.load > 0 && &other != &mine) least = std::min(least, other.service);
       }
       mine.service = least == std::numeric_limits<double>::infinity() ? 0 : std::max(mine.service, least);
     }
-    inbox_.push_back(std::move(job));
+    mine.load += count;
+    for (auto& job : jobs) inbox_.push_back(std::move(job));
   }
   wake_->notify();
   return ticket;
@@ -252,7 +290,7 @@ Scheduler::Job* Scheduler::next_to_admit() {
   Job* best = nullptr;
   const Tenant* best_tenant = nullptr;
   for (const auto& job : waiting_) {
-    if (job->loading != 0) continue;
+    if (job->loading != 0 || job->leader >= 0) continue;
     const Tenant& tenant = tenants_.at(job->request.tenant);
     if (best == nullptr || std::tuple(tenant.running, tenant.service, job->arrival) <
                                std::tuple(best_tenant->running, best_tenant->service, best->arrival)) {
@@ -261,6 +299,12 @@ Scheduler::Job* Scheduler::next_to_admit() {
     }
   }
   return best;
+}
+
+void Scheduler::release_followers(const Job& leader) {
+  for (const auto& job : waiting_) {
+    if (job->ticket == leader.ticket && job->leader == leader.place) job->leader = -1;
+  }
 }
 
 void Scheduler::admit() {
@@ -514,7 +558,10 @@ void Scheduler::sample(Job& job, std::span<const float> logits) {
   } else {
     sample = sampler_.sample(logits, request.sampling, position, request.top_logprobs);
   }
-  if (job.sampled() == 0) job.first_token = options_.now();
+  if (job.sampled() == 0) {
+    job.first_token = options_.now();
+    release_followers(job);
+  }
   ++counts_.generated_tokens;
   const auto& stops = request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), sample.token) != stops.end()) {
@@ -551,6 +598,7 @@ void Scheduler::keep(Job& job, SequenceState snapshot) {
 void Scheduler::finish(Job& job, FinishReason reason, std::optional<Error> error) {
   GenerationEnd end;
   end.finish = reason;
+  release_followers(job);  // if it never had a token
   const bool was_running = job.state.has_value();
   if (was_running && !error) keep(job, std::move(*job.state));
   job.state.reset();

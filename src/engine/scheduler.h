@@ -146,8 +146,11 @@ class Scheduler {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
-  // From any thread.
+  // From any thread. Of several requests, of one tenant, either all are taken or none, under one ticket.
+  // Neighbours with the same prompt (the choices of one answer) read it once: the others wait until the first
+  // has its first token, and begin from the snapshot that it left before the last token of the prompt.
   tl::expected<std::shared_ptr<Ticket>, Refusal> submit(GenerationRequest request);
+  tl::expected<std::shared_ptr<Ticket>, Refusal> submit(std::vector<GenerationRequest> requests);
   std::int64_t context() const { return context_; }
   SchedulerStats stats() const;
   // No more requests; those that were taken go on for `grace`, then they are cancelled. Returns when the last
@@ -168,12 +171,14 @@ class Scheduler {
   static constexpr double kSlowdown = 1.8;             // the promise is two, but steps vary
   static constexpr std::int64_t kLeastWorthDisk = 64;  // new tokens
 
+  std::optional<Refusal> check(const GenerationRequest& request) const;
   void run();
   void take_submissions();
   void take_disk_results();
   void drop_cancelled();
   void admit();
   Job* next_to_admit();
+  void release_followers(const Job& leader);
   bool start(Job& job);
   bool step();
   std::int64_t prefill_budget(std::int64_t decoding);

@@ -200,6 +200,62 @@ TEST_F(SchedulerTest, TenantsTakeTurns) {
   EXPECT_GE(later, 14);
 }
 
+// Several answers to one prompt: each is what it would be alone, and the prompt is read once.
+TEST_F(SchedulerTest, ChoicesShareTheirPrompt) {
+  const auto prompt = random_tokens(700, 1), other = random_tokens(300, 2);
+  std::vector<std::vector<std::int32_t>> expected;
+  for (std::uint64_t seed = 0; seed < 5; ++seed) expected.push_back(alone(prompt, 30, seed));
+  for (std::uint64_t seed = 5; seed < 7; ++seed) expected.push_back(alone(other, 30, seed));
+  for (const std::int64_t max_running : {1, 2, 16}) {
+    SchedulerOptions options;
+    options.max_running = max_running;
+    Scheduler scheduler(*runner_, nullptr, options);
+    std::vector<std::shared_ptr<Listener>> listeners;
+    std::vector<GenerationRequest> requests;
+    for (std::uint64_t seed = 0; seed < 7; ++seed) {
+      requests.push_back(request_of(seed < 5 ? prompt : other, 30, seed));
+      requests.back().listener = listeners.emplace_back(std::make_shared<Listener>());
+    }
+    ASSERT_TRUE(scheduler.submit(std::move(requests)).has_value());
+    for (std::size_t i = 0; i < listeners.size(); ++i) {
+      const GenerationEnd& end = listeners[i]->wait();
+      EXPECT_EQ(end.tokens, expected[i]) << i << " of " << max_running << " at once";
+      const bool first = i == 0 || i == 5;
+      EXPECT_EQ(end.cached_tokens, first ? 0 : end.prompt_tokens - 1);
+    }
+    EXPECT_EQ(scheduler.stats().prompt_tokens, 700 + 300 + 5);
+    EXPECT_EQ(scheduler.stats().running + scheduler.stats().waiting, 0);
+  }
+}
+
+TEST_F(SchedulerTest, ChoicesAreTakenAndCancelledTogether) {
+  SchedulerOptions options;
+  options.max_running = 2;
+  options.max_waiting = 2;
+  options.max_per_tenant = 4;
+  Scheduler scheduler(*runner_, nullptr, options);
+  const auto choices = [&](int count, std::int64_t tokens,
+                           std::vector<std::shared_ptr<Listener>>& listeners) {
+    std::vector<GenerationRequest> requests;
+    for (int i = 0; i < count; ++i) {
+      requests.push_back(request_of(random_tokens(50, 1), tokens, static_cast<std::uint64_t>(i)));
+      requests.back().listener = listeners.emplace_back(std::make_shared<Listener>());
+    }
+    return scheduler.submit(std::move(requests));
+  };
+  std::vector<std::shared_ptr<Listener>> none, four;
+  EXPECT_EQ(choices(5, 1, none).error().kind, Refusal::Kind::tenant_limit);
+  const auto ticket = choices(4, 1'000'000, four);
+  ASSERT_TRUE(ticket.has_value());
+  EXPECT_EQ(choices(1, 1, none).error().kind, Refusal::Kind::tenant_limit);
+  EXPECT_EQ(scheduler.stats().running + scheduler.stats().waiting, 4);
+  (*ticket)->cancel();
+  for (const auto& listener : four) EXPECT_EQ(listener->wait().finish, FinishReason::cancelled);
+  for (const auto& listener : none) EXPECT_TRUE(listener->tokens().empty());
+  scheduler.drain(std::chrono::seconds(60));
+  EXPECT_EQ(scheduler.stats().running + scheduler.stats().waiting, 0);
+}
+
 TEST_F(SchedulerTest, DrainEndsWhatRuns) {
   Scheduler scheduler(*runner_, nullptr, {});
   const auto endless = submit(scheduler, request_of(random_tokens(20, 1), 1'000'000));
