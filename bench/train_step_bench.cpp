@@ -1,6 +1,7 @@
 // One training step of a recipe's model, taken apart: forward, backward, Newton-Schulz and the rest
-// (momentum, weights, AdamW, norms), with floating-point operations as a share of this machine's BF16 peak,
-// measured beside it. Symmetric products of Newton-Schulz count half, attention counts nothing.
+// (momentum, weights, AdamW, norms), with floating-point operations as a share of this machine's peak in
+// BF16 or, where it has no such products, float32, measured beside it. Symmetric products of Newton-Schulz
+// count half, attention counts nothing.
 //
 //     train_step_bench recipes/shakespeare.json [SEQUENCES...]     HADAL_THREADS as for hadal
 //
@@ -99,7 +100,12 @@ int run(const char* path, const std::vector<std::int64_t>& sizes) {
   const char* const threads = std::getenv("HADAL_THREADS");
   ThreadPool pool(threads != nullptr ? std::atoi(threads) : 0);
   double peak = 0;
-  for (int i = 0; i < 3; ++i) peak = std::max(peak, measure_arithmetic(pool).bf16_gflops);
+  const char* format = "float32";
+  for (int i = 0; i < 3; ++i) {
+    const ArithmeticPeaks peaks = measure_arithmetic(pool);
+    peak = std::max({peak, peaks.f32_gflops, peaks.bf16_gflops});
+    if (peaks.bf16_gflops > 0) format = "BF16";
+  }
   const Config& config = recipe->config;
   ObjectiveOptions options;
   options.precision = recipe->precision;
@@ -121,8 +127,8 @@ int run(const char* path, const std::vector<std::int64_t>& sizes) {
   });
   const double newton_schulz = best_seconds([&] { orthogonalisations.run(); });
   const std::int64_t length = recipe->stages[0].length;
-  std::printf("%lld parameters, sequences of %lld, %d threads; BF16 peak %.0f GFLOP/s\n",
-              static_cast<long long>(parameters), static_cast<long long>(length), pool.size(), peak);
+  std::printf("%lld parameters, sequences of %lld, %d threads; %s peak %.0f GFLOP/s\n",
+              static_cast<long long>(parameters), static_cast<long long>(length), pool.size(), format, peak);
   std::printf("Newton-Schulz: %.1f GFLOP in %.1f ms, %.0f%% of the peak\n", orthogonalisations.flops() / 1e9,
               newton_schulz * 1e3, 100 * orthogonalisations.flops() / 1e9 / newton_schulz / peak);
   std::printf("%8s %9s %9s %9s %9s %9s %9s %9s %7s\n", "tokens", "forward", "backward", "N-Schulz", "rest",

@@ -1,5 +1,6 @@
 #include "train/matmul.h"
 
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -23,11 +24,11 @@ struct Case {
   bool a_transposed, b_transposed, accumulate;
 };
 
-// Shapes around the edges of tiles (12 x 32), of units and of depth blocks (256).
+// Shapes around the edges of tiles (12 x 32, 6 x 16, 4 x 16), of units and of depth blocks (256).
 std::vector<Case> cases() {
   std::vector<Case> out;
-  const std::int64_t sizes[][3] = {{1, 1, 1},    {12, 32, 256},  {13, 33, 257}, {11, 31, 255},
-                                   {5, 100, 17}, {130, 70, 514}, {97, 65, 600}};
+  const std::int64_t sizes[][3] = {{1, 1, 1},      {12, 32, 256}, {13, 33, 257}, {11, 31, 255}, {5, 100, 17},
+                                   {130, 70, 514}, {97, 65, 600}, {6, 16, 8},    {7, 17, 9},    {3, 8, 7}};
   for (const auto& s : sizes) {
     for (int flags = 0; flags < 8; ++flags)
       out.push_back({s[0], s[1], s[2], (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0});
@@ -97,6 +98,35 @@ TEST_P(MatmulTest, TogetherAndOnAnyNumberOfThreadsAsAlone) {
   for (Operands& o : b) all.push_back(o.params);
   together.run(all, GetParam());
   for (std::size_t i = 0; i < a.size(); ++i) ASSERT_EQ(a[i].c, b[i].c);
+}
+
+// A product with one shows how its operand was rounded.
+TEST_P(MatmulTest, RoundsAsTheCodecDoes) {
+  ThreadPool pool(1);
+  Matmul matmul(pool);
+  std::vector<float> x = numbers(40, 5);
+  for (const std::uint32_t bits : {0x3f808000U, 0x3f818000U, 0x3f808001U, 0x3f807fffU, 0x7f7fffffU,
+                                   0x7f800000U, 0xff800000U, 0x7fc12345U, 0x7f800001U, 0x80000000U})
+    x.push_back(std::bit_cast<float>(bits));
+  const float one = 1;
+  const auto n = static_cast<std::int64_t>(x.size());
+  for (const bool left : {false, true}) {
+    std::vector<float> c(x.size());
+    MatmulParams p;
+    p.m = left ? n : 1, p.n = left ? 1 : n, p.k = 1;
+    p.a = left ? x.data() : &one, p.a_stride = 1;
+    p.b = left ? &one : x.data(), p.b_stride = left ? 1 : n;
+    p.c = c.data(), p.c_stride = left ? 1 : n;
+    matmul.run(p, GetParam());
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const float expected = GetParam() == Precision::bf16 ? bf16_to_f32(f32_to_bf16(x[i])) : x[i];
+      if (std::isnan(expected)) {
+        EXPECT_TRUE(std::isnan(c[i])) << i;
+      } else {
+        EXPECT_EQ(c[i], expected) << i;
+      }
+    }
+  }
 }
 
 // The rows of c do not depend on how many there are.

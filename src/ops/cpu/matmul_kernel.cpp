@@ -58,6 +58,7 @@ const MatmulKernel& matmul_kernel(bool bf16) {
 #if defined(__x86_64__)
   if (bf16 && avx512bf16::supported()) return avx512bf16::matmul_bf16();
   if (!bf16 && avx512::supported()) return avx512::matmul_f32();
+  if (avx2::supported()) return avx2::matmul(bf16);
 #endif
   return bf16 ? kPortable<true> : kPortable<false>;
 }

@@ -42,6 +42,9 @@ struct MatmulKernel {
 // The best of this machine. bf16: operands are rounded to BF16, whether or not the machine multiplies such.
 const MatmulKernel& matmul_kernel(bool bf16);
 
+namespace avx2 {
+const MatmulKernel& matmul(bool bf16);
+}
 namespace avx512 {
 const MatmulKernel& matmul_f32();
 }
