@@ -16,7 +16,8 @@ struct Scheduler::Job {
   std::shared_ptr<Ticket> ticket;
   std::uint64_t arrival = 0;
   Clock::time_point submitted, admitted, first_token;
-  std::vector<std::int32_t> tokens;       // the prompt, then what was sampled
+  std::shared_ptr<const std::vector<std::int32_t>> prompt;
+  std::vector<std::int32_t> tokens;       // from its first start on: the prompt, then what was sampled
   std::optional<SequenceState> state;     // of a running job
   std::optional<SequenceState> restored;  // came from disk, not yet admitted
   std::uint64_t loading = 0;              // the id that it waits for; 0: none
@@ -26,7 +27,7 @@ struct Scheduler::Job {
   std::int64_t cached_tokens = 0;
   std::int64_t preemptions = 0;
 
-  std::int64_t prompt_size() const { return static_cast<std::int64_t>(request.prompt.size()); }
+  std::int64_t prompt_size() const { return static_cast<std::int64_t>(prompt->size()); }
   std::int64_t sampled() const { return static_cast<std::int64_t>(tokens.size()) - prompt_size(); }
   std::int64_t unread() const { return static_cast<std::int64_t>(tokens.size()) - state->length(); }
 };
@@ -95,8 +96,8 @@ Scheduler::~Scheduler() {
   if (disk_ != nullptr) disk_->set_wake({});
 }
 
-std::optional<Refusal> Scheduler::check(const GenerationRequest& request) const {
-  if (request.prompt.empty()) return Refusal{Refusal::Kind::invalid, "the prompt is empty"};
+std::optional<Refusal> Scheduler::check(const GenerationRequest& request, bool may_follow) const {
+  if (request.prompt.empty() && !may_follow) return Refusal{Refusal::Kind::invalid, "the prompt is empty"};
   for (const std::int32_t token : request.prompt) {
     if (token < 0 || token >= runner_.vocab_size()) {
       return Refusal{Refusal::Kind::invalid,
@@ -124,7 +125,8 @@ tl::expected<std::shared_ptr<Scheduler::Ticket>, Refusal> Scheduler::submit(
     std::vector<GenerationRequest> requests) {
   HADAL_CHECK(!requests.empty());
   for (const GenerationRequest& request : requests) {
-    if (auto refusal = check(request)) return tl::unexpected(std::move(*refusal));
+    if (auto refusal = check(request, &request != requests.data()))
+      return tl::unexpected(std::move(*refusal));
   }
   const auto count = static_cast<std::int64_t>(requests.size());
   auto ticket = std::make_shared<Ticket>();
@@ -134,16 +136,17 @@ tl::expected<std::shared_ptr<Scheduler::Ticket>, Refusal> Scheduler::submit(
   for (GenerationRequest& request : requests) {
     auto job = std::make_unique<Job>();
     job->place = static_cast<std::int64_t>(jobs.size());
-    Job* const first = jobs.empty() ? nullptr : jobs[static_cast<std::size_t>(leader)].get();
-    if (first != nullptr && request.prompt == first->request.prompt &&
-        request.cache_namespace == first->request.cache_namespace) {
+    if (request.prompt.empty()) {
+      Job& first = *jobs[static_cast<std::size_t>(leader)];
       job->leader = leader;
-      auto& boundaries = first->request.boundaries;
-      const auto before_last = static_cast<std::int64_t>(request.prompt.size()) - 1;
+      job->prompt = first.prompt;
+      auto& boundaries = first.request.boundaries;
+      const std::int64_t before_last = first.prompt_size() - 1;
       if (before_last > 0 && (boundaries.empty() || boundaries.back() < before_last))
         boundaries.push_back(before_last);
     } else {
       leader = job->place;
+      job->prompt = std::make_shared<const std::vector<std::int32_t>>(std::move(request.prompt));
     }
     job->request = std::move(request);
     job->submitted = options_.now();
@@ -229,7 +232,6 @@ void Scheduler::take_submissions() {
     std::unique_ptr<Job> job = std::move(inbox_.front());
     inbox_.pop_front();
     job->arrival = ++arrivals_;
-    job->tokens = job->request.prompt;
     if (cancel_all_) job->ticket->cancelled_ = true;
     waiting_.push_back(std::move(job));
   }
@@ -318,6 +320,7 @@ void Scheduler::admit() {
 // Gives a waiting job its state; false if it has to wait on, for memory or (then `loading` is set) for the
 // disk.
 bool Scheduler::start(Job& job) {
+  if (job.tokens.empty()) job.tokens = *job.prompt;
   std::optional<SequenceState> state = std::exchange(job.restored, std::nullopt);
   const bool from_disk = state.has_value();
   if (!state && options_.prefix_cache) {
@@ -609,7 +612,7 @@ void Scheduler::finish(Job& job, FinishReason reason, std::optional<Error> error
     end.stop_token = job.tokens.back();
     job.tokens.pop_back();
   }
-  end.tokens.assign(job.tokens.begin() + job.prompt_size(), job.tokens.end());
+  if (!job.tokens.empty()) end.tokens.assign(job.tokens.begin() + job.prompt_size(), job.tokens.end());
   end.prompt_tokens = job.prompt_size();
   end.cached_tokens = job.cached_tokens;
   end.preemptions = job.preemptions;

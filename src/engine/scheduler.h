@@ -88,7 +88,7 @@ class GenerationListener {
 };
 
 struct GenerationRequest {
-  std::vector<std::int32_t> prompt;  // not empty
+  std::vector<std::int32_t> prompt;  // empty, of several submitted together: that of the one before
   std::int64_t max_tokens = 256;
   SamplingOptions sampling;
   LogitRules rules;
@@ -146,9 +146,9 @@ class Scheduler {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
-  // From any thread. Of several requests, of one tenant, either all are taken or none, under one ticket.
-  // Neighbours with the same prompt (the choices of one answer) read it once: the others wait until the first
-  // has its first token, and begin from the snapshot that it left before the last token of the prompt.
+  // From any thread. Of several requests, which are one tenant's, all are taken or none, under one ticket. A
+  // prompt that several of them share is read once: those that follow wait until the first of them has its
+  // first token, and begin from the snapshot that it left before the last token of the prompt.
   tl::expected<std::shared_ptr<Ticket>, Refusal> submit(GenerationRequest request);
   tl::expected<std::shared_ptr<Ticket>, Refusal> submit(std::vector<GenerationRequest> requests);
   std::int64_t context() const { return context_; }
@@ -171,7 +171,7 @@ class Scheduler {
   static constexpr double kSlowdown = 1.8;             // the promise is two, but steps vary
   static constexpr std::int64_t kLeastWorthDisk = 64;  // new tokens
 
-  std::optional<Refusal> check(const GenerationRequest& request) const;
+  std::optional<Refusal> check(const GenerationRequest& request, bool may_follow) const;
   void run();
   void take_submissions();
   void take_disk_results();

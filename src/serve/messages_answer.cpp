@@ -76,7 +76,7 @@ class MessagesAnswer final : public Answer {
   }
 
   void finish(const TurnResult& result) override {
-    if (!streams()) return send_whole(with_inputs(to_text(whole(result)), result));
+    if (!streams()) return delivery().send(with_inputs(to_text(whole(result)), result));
     close();
     const Json sequence = result.stop_sequence.empty() ? Json() : Json(result.stop_sequence);
     send_event("message_delta",
@@ -84,12 +84,12 @@ class MessagesAnswer final : public Answer {
                 {"delta", {{"stop_reason", stop_reason(result.finish)}, {"stop_sequence", sequence}}},
                 {"usage", usage_json(result.usage)}});
     send_event("message_stop", {{"type", "message_stop"}});
-    end_stream();
+    delivery().end();
   }
 
   void keep_alive() override {
     if (!started_) return Answer::keep_alive();  // nothing may come before message_start but a comment
-    send_event("ping", {{"type", "ping"}});
+    delivery().keep_alive(event_text("ping", {{"type", "ping"}}));
   }
 
  private:
@@ -151,8 +151,8 @@ class MessagesAnswer final : public Answer {
     return text;
   }
 
-  void fail_in_stream(const ApiError& error) override {
-    send_event("error", error.stream_body(Api::messages));
+  std::string error_in_stream(const ApiError& error) override {
+    return event_text("error", error.stream_body(Api::messages));
   }
 
   Block open_ = Block::none;
@@ -162,10 +162,8 @@ class MessagesAnswer final : public Answer {
 
 }  // namespace
 
-std::unique_ptr<Answer> make_messages_answer(const Request& request, std::string turn_id, std::string model,
-                                             std::shared_ptr<HttpReply> reply, std::string request_id) {
-  return std::make_unique<MessagesAnswer>(request, std::move(turn_id), std::move(model), std::move(reply),
-                                          std::move(request_id));
+std::unique_ptr<Answer> make_messages_answer(AnswerSetup setup) {
+  return std::make_unique<MessagesAnswer>(std::move(setup));
 }
 
 }  // namespace hadal::serve

@@ -48,9 +48,38 @@ Json logprobs_json(std::span<const TokenReport> reports) {
   return {{"content", std::move(content)}};
 }
 
-class ChatAnswer final : public Answer {
+// What both APIs have in common: chunks of one choice each, and an end that all choices wait for.
+class ChoiceAnswer : public Answer {
  public:
   using Answer::Answer;
+
+ protected:
+  virtual Json head() const = 0;
+
+  void send_choice(Json choice) {
+    Json chunk = head();
+    chunk["choices"] = Json::array({std::move(choice)});
+    if (request_.include_usage) chunk["usage"] = nullptr;
+    send_event("", chunk);
+  }
+
+  // `choice`: the whole, or the last chunk of a stream.
+  void finish_choice(Json choice, const Usage& usage) {
+    if (streams()) send_choice(std::move(choice));
+    if (!delivery().complete(setup_.choice, streams() ? Json() : std::move(choice), usage)) return;
+    Json body = head();
+    body["choices"] = streams() ? Json::array() : delivery().choices();
+    body["usage"] = usage_json(delivery().usage());
+    if (!streams()) return delivery().send(to_text(body));
+    if (request_.include_usage) send_event("", body);
+    delivery().write("data: [DONE]\n\n");
+    delivery().end();
+  }
+};
+
+class ChatAnswer final : public ChoiceAnswer {
+ public:
+  using ChoiceAnswer::ChoiceAnswer;
 
   void start(const Usage& /*usage*/) override {
     if (!streams()) return;
@@ -88,43 +117,35 @@ class ChatAnswer final : public Answer {
   }
 
   void finish(const TurnResult& result) override {
-    if (!streams()) return send_whole(whole(result));
-    Json chunk = this->chunk();
-    chunk["choices"] = {{{"index", 0},
-                         {"delta", Json::object()},
-                         {"logprobs", nullptr},
-                         {"finish_reason", finish_reason(result.finish)}}};
-    if (request_.include_usage) chunk["usage"] = nullptr;
-    send_event("", chunk);
-    if (request_.include_usage) {
-      chunk["choices"] = Json::array();
-      chunk["usage"] = usage_json(result.usage);
-      send_event("", chunk);
+    Json choice = {{"index", setup_.choice}};
+    if (streams()) {
+      choice["delta"] = Json::object();
+      choice["logprobs"] = nullptr;
+    } else {
+      choice["message"] = message(result);
+      choice["logprobs"] = request_.logprobs ? logprobs_json(result.logprobs) : Json();
     }
-    send_text("[DONE]");
-    end_stream();
+    choice["finish_reason"] = finish_reason(result.finish);
+    finish_choice(std::move(choice), result.usage);
   }
 
  private:
-  Json chunk() const {
-    return {{"id", "chatcmpl-" + id_},
-            {"object", "chat.completion.chunk"},
+  Json head() const override {
+    return {{"id", "chatcmpl-" + setup_.response_id},
+            {"object", streams() ? "chat.completion.chunk" : "chat.completion"},
             {"created", created_},
             {"model", model_},
             {"system_fingerprint", "hadal"}};
   }
 
   void send_delta(Json delta, std::span<const TokenReport> reports) {
-    Json chunk = this->chunk();
-    chunk["choices"] = {{{"index", 0},
-                         {"delta", std::move(delta)},
-                         {"logprobs", reports.empty() ? Json() : logprobs_json(reports)},
-                         {"finish_reason", nullptr}}};
-    if (request_.include_usage) chunk["usage"] = nullptr;
-    send_event("", chunk);
+    send_choice({{"index", setup_.choice},
+                 {"delta", std::move(delta)},
+                 {"logprobs", reports.empty() ? Json() : logprobs_json(reports)},
+                 {"finish_reason", nullptr}});
   }
 
-  Json whole(const TurnResult& result) const {
+  Json message(const TurnResult& result) const {
     const bool only_calls = result.content.empty() && !result.calls.empty();
     Json message = {{"role", "assistant"}, {"content", only_calls ? Json() : Json(result.content)}};
     if (request_.thinking && request_.show_thinking) message["reasoning_content"] = result.reasoning;
@@ -138,55 +159,32 @@ class ChatAnswer final : public Answer {
       }
       message["tool_calls"] = std::move(calls);
     }
-    return {{"id", "chatcmpl-" + id_},
-            {"object", "chat.completion"},
-            {"created", created_},
-            {"model", model_},
-            {"system_fingerprint", "hadal"},
-            {"choices",
-             {{{"index", 0},
-               {"message", std::move(message)},
-               {"logprobs", request_.logprobs ? logprobs_json(result.logprobs) : Json()},
-               {"finish_reason", finish_reason(result.finish)}}}},
-            {"usage", usage_json(result.usage)}};
+    return message;
   }
 };
 
-class CompletionAnswer final : public Answer {
+class CompletionAnswer final : public ChoiceAnswer {
  public:
-  using Answer::Answer;
+  using ChoiceAnswer::ChoiceAnswer;
 
   void start(const Usage& /*usage*/) override {
-    if (streams() && request_.echo) send_piece(request_.prompt, {});
+    if (streams() && request_.echo) send_piece(request_.prompt_of(setup_.choice).text, {});
   }
   void event(const OutputEvent& event, std::span<const TokenReport> reports) override {
     if (streams() && event.kind == OutputEvent::Kind::content) send_piece(event.text, reports);
   }
   void finish(const TurnResult& result) override {
-    Json body = head();
-    const std::string text = streams() ? "" : (request_.echo ? request_.prompt : "") + result.content;
-    body["choices"] = {{{"text", text},
-                        {"index", 0},
-                        {"logprobs", streams() || !request_.logprobs ? Json() : logprobs(result.logprobs)},
-                        {"finish_reason", finish_reason(result.finish)}}};
-    if (!streams()) {
-      body["usage"] = usage_json(result.usage);
-      return send_whole(body);
-    }
-    if (request_.include_usage) body["usage"] = nullptr;
-    send_event("", body);
-    if (request_.include_usage) {
-      body["choices"] = Json::array();
-      body["usage"] = usage_json(result.usage);
-      send_event("", body);
-    }
-    send_text("[DONE]");
-    end_stream();
+    const std::string echoed = request_.echo ? request_.prompt_of(setup_.choice).text : "";
+    finish_choice({{"text", streams() ? "" : echoed + result.content},
+                   {"index", setup_.choice},
+                   {"logprobs", streams() || !request_.logprobs ? Json() : logprobs(result.logprobs)},
+                   {"finish_reason", finish_reason(result.finish)}},
+                  result.usage);
   }
 
  private:
-  Json head() const {
-    return {{"id", "cmpl-" + id_},
+  Json head() const override {
+    return {{"id", "cmpl-" + setup_.response_id},
             {"object", "text_completion"},
             {"created", created_},
             {"model", model_},
@@ -194,13 +192,10 @@ class CompletionAnswer final : public Answer {
   }
 
   void send_piece(const std::string& text, std::span<const TokenReport> reports) {
-    Json body = head();
-    body["choices"] = {{{"text", text},
-                        {"index", 0},
-                        {"logprobs", reports.empty() ? Json() : logprobs(reports)},
-                        {"finish_reason", nullptr}}};
-    if (request_.include_usage) body["usage"] = nullptr;
-    send_event("", body);
+    send_choice({{"text", text},
+                 {"index", setup_.choice},
+                 {"logprobs", reports.empty() ? Json() : logprobs(reports)},
+                 {"finish_reason", nullptr}});
   }
 
   // The shape of this API: arrays side by side. Offsets count bytes of the answer.
@@ -223,16 +218,12 @@ class CompletionAnswer final : public Answer {
 
 }  // namespace
 
-std::unique_ptr<Answer> make_chat_answer(const Request& request, std::string turn_id, std::string model,
-                                         std::shared_ptr<HttpReply> reply, std::string request_id) {
-  return std::make_unique<ChatAnswer>(request, std::move(turn_id), std::move(model), std::move(reply),
-                                      std::move(request_id));
+std::unique_ptr<Answer> make_chat_answer(AnswerSetup setup) {
+  return std::make_unique<ChatAnswer>(std::move(setup));
 }
 
-std::unique_ptr<Answer> make_completion_answer(const Request& request, std::string turn_id, std::string model,
-                                               std::shared_ptr<HttpReply> reply, std::string request_id) {
-  return std::make_unique<CompletionAnswer>(request, std::move(turn_id), std::move(model), std::move(reply),
-                                            std::move(request_id));
+std::unique_ptr<Answer> make_completion_answer(AnswerSetup setup) {
+  return std::make_unique<CompletionAnswer>(std::move(setup));
 }
 
 }  // namespace hadal::serve

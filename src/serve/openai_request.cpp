@@ -1,4 +1,6 @@
 // Requests of the OpenAI APIs chat completions and completions, with DeepSeek's extensions.
+#include <span>
+
 #include <fmt/format.h>
 
 #include "serve/request_parts.h"
@@ -125,6 +127,41 @@ void read_tool_choice(Fields& fields, std::optional<ApiError>& error, Request& r
   if (type == nullptr || type->text != "allowed_tools") fields.fail("tool_choice", "must name a function");
 }
 
+std::optional<Request::Text> read_prompt(const JsonValue& json) {
+  if (json.is_string()) return Request::Text{json.text, std::nullopt};
+  if (!json.is_array()) return std::nullopt;
+  std::vector<std::int32_t> tokens;
+  for (const JsonValue& item : json.items) {
+    const auto token = to_integer(item);
+    if (!token || *token < 0 || *token > INT32_MAX) return std::nullopt;
+    tokens.push_back(static_cast<std::int32_t>(*token));
+  }
+  return Request::Text{"", std::move(tokens)};
+}
+
+// A string, token ids, or several of either.
+void read_prompts(Fields& fields, const RequestLimits& limits, Request& request) {
+  const JsonValue* prompt = fields.get("prompt");
+  if (prompt == nullptr) {
+    request.prompts.push_back({"", std::vector<std::int32_t>()});  // from nothing
+    return;
+  }
+  const bool several =
+      prompt->is_array() && !prompt->items.empty() && prompt->items.front().kind != JsonValue::Kind::number;
+  const std::span<const JsonValue> all = several ? std::span(prompt->items) : std::span(prompt, 1);
+  if (static_cast<std::int64_t>(all.size()) > limits.max_choices / request.answers) {
+    return fields.fail(
+        "prompt", fmt::format("has {} prompts with {} answers to each; {} answers are the limit", all.size(),
+                              request.answers, limits.max_choices));
+  }
+  for (const JsonValue& one : all) {
+    auto read = read_prompt(one);
+    if (!read)
+      return fields.fail("prompt", "must be a string, an array of token ids, or an array of several such");
+    request.prompts.push_back(std::move(*read));
+  }
+}
+
 }  // namespace
 
 ApiResult<Request> read_chat_request(const JsonValue& body, const RequestLimits& limits) {
@@ -192,7 +229,8 @@ ApiResult<Request> read_completions_request(const JsonValue& body, const Request
   read_stream_options(fields, error, request);
   request.max_tokens = fields.integer("max_tokens", 16, 0, limits.max_tokens);
   request.echo = fields.boolean("echo", false);
-  if (fields.integer("best_of", 1, 1, 128) != 1) fields.fail("best_of", "must be 1");
+  if (fields.integer("best_of", request.answers, 1, limits.max_choices) != request.answers)
+    fields.fail("best_of", "must be what n is: every answer is given back");
   if (const JsonValue* logprobs = fields.get("logprobs"); logprobs != nullptr) {
     request.logprobs = true;
     if (logprobs->kind == JsonValue::Kind::boolean) {
@@ -202,30 +240,7 @@ ApiResult<Request> read_completions_request(const JsonValue& body, const Request
     }
   }
   if (fields.get("suffix") != nullptr) request.suffix = fields.string("suffix");
-  const JsonValue* prompt = fields.get("prompt");
-  // One prompt may come alone in an array.
-  const bool wrapped = prompt != nullptr && prompt->is_array() && prompt->items.size() == 1 &&
-                       prompt->items.front().kind != JsonValue::Kind::number;
-  if (wrapped) prompt = &prompt->items.front();
-  if (prompt == nullptr) {
-    request.prompt_tokens.emplace();  // from nothing
-  } else if (prompt->is_string()) {
-    request.prompt = prompt->text;
-  } else if (prompt->is_array()) {
-    request.prompt_tokens.emplace();
-    for (const JsonValue& item : prompt->items) {
-      const auto token = to_integer(item);
-      if (!token || *token < 0 || *token > INT32_MAX) {
-        fields.fail("prompt",
-                    "must be a string, an array of token ids, or an array with one of these: ask once "
-                    "for each prompt");
-        break;
-      }
-      request.prompt_tokens->push_back(static_cast<std::int32_t>(*token));
-    }
-  } else {
-    fields.fail("prompt", "must be a string or an array of token ids");
-  }
+  read_prompts(fields, limits, request);
   if (error) return tl::unexpected(*error);
   return request;
 }

@@ -190,15 +190,16 @@ Result<Prompt> chat_prompt(const Request& request, const PromptContext& context,
   return prompt;
 }
 
-Result<Prompt> completion_prompt(const Request& request, const PromptContext& context) {
+Result<Prompt> completion_prompt(const Request& request, const Request::Text& text,
+                                 const PromptContext& context) {
   const Tokenizer& tokenizer = context.tokenizer;
   Prompt prompt;
   prompt.parser.thinking = false;
   prompt.parser.tool_calls = false;
   const auto bos = tokenizer.id_of(context.dialect.bos);
   if (bos) prompt.tokens.push_back(*bos);
-  const auto append = [&](const std::string& text) -> Status {
-    HADAL_ASSIGN_OR_RETURN(const auto ids, tokenizer.encode(text));
+  const auto append = [&](const std::string& part) -> Status {
+    HADAL_ASSIGN_OR_RETURN(const auto ids, tokenizer.encode(part));
     prompt.tokens.insert(prompt.tokens.end(), ids.begin(), ids.end());
     return {};
   };
@@ -209,12 +210,12 @@ Result<Prompt> completion_prompt(const Request& request, const PromptContext& co
       return fail(ErrorCode::invalid_argument,
                   "suffix cannot be used: this model's tokenizer has no FIM tokens");
     prompt.tokens.push_back(*begin);
-    HADAL_RETURN_IF_ERROR(append(request.prompt));
+    HADAL_RETURN_IF_ERROR(append(text.text));
     prompt.tokens.push_back(*hole);
     HADAL_RETURN_IF_ERROR(append(*request.suffix));
     prompt.tokens.push_back(*end);
-  } else if (request.prompt_tokens) {
-    const auto& ids = *request.prompt_tokens;
+  } else if (text.tokens) {
+    const auto& ids = *text.tokens;
     if (!ids.empty() && ids.front() == bos) prompt.tokens.clear();
     for (const std::int32_t id : ids) {
       if (id >= tokenizer.vocab_size())
@@ -223,7 +224,7 @@ Result<Prompt> completion_prompt(const Request& request, const PromptContext& co
       prompt.tokens.push_back(id);
     }
   } else {
-    HADAL_RETURN_IF_ERROR(append(request.prompt));
+    HADAL_RETURN_IF_ERROR(append(text.text));
   }
   if (prompt.tokens.empty()) return fail(ErrorCode::invalid_argument, "prompt is empty");
   return prompt;

@@ -36,6 +36,8 @@ struct PromptContext {
 
 // Errors: invalid_argument.
 Result<Prompt> chat_prompt(const Request& request, const PromptContext& context, bool with_text = false);
-Result<Prompt> completion_prompt(const Request& request, const PromptContext& context);
+// Of one of the request's prompts.
+Result<Prompt> completion_prompt(const Request& request, const Request::Text& text,
+                                 const PromptContext& context);
 
 }  // namespace hadal::serve

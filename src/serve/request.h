@@ -2,6 +2,7 @@
 // behind them sees the difference (but the writers of the answers).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -63,15 +64,27 @@ struct Request {
   std::int64_t top_logprobs = 0;
   std::string user;  // whose cache it is within the API key's
 
+  std::int64_t answers = 1;  // chat, completions: to each prompt
+
   // completions:
-  std::string prompt;
-  std::optional<std::vector<std::int32_t>> prompt_tokens;
+  struct Text {
+    std::string text;
+    std::optional<std::vector<std::int32_t>> tokens;  // instead
+  };
+  std::vector<Text> prompts;
   std::optional<std::string> suffix;
   bool echo = false;
 
   // responses, repeated in the answer:
   Json echoed = Json::object();
 
+  // Choices are numbered by prompt, then by answer.
+  std::size_t choices() const {
+    return std::max<std::size_t>(prompts.size(), 1) * static_cast<std::size_t>(answers);
+  }
+  const Text& prompt_of(std::size_t choice) const {
+    return prompts[choice / static_cast<std::size_t>(answers)];
+  }
   const DeclaredTool* find_tool(std::string_view name) const {
     for (const DeclaredTool& tool : declared)
       if (tool.name == name) return &tool;
@@ -85,6 +98,7 @@ struct RequestLimits {
   std::size_t max_stops = 64;
   std::size_t max_stop_bytes = 1024;
   std::size_t max_biases = 1024;
+  std::int64_t max_choices = 128;
   std::int64_t max_tokens = 1 << 22;  // that may be asked for
 };
 

@@ -35,7 +35,9 @@ void read_sampling(Fields& fields, const RequestLimits& limits, Request& request
   request.has_seed = fields.get("seed") != nullptr;
   sampling.seed = static_cast<std::uint64_t>(fields.integer("seed", 0, -kMostSeed, kMostSeed));
   request.stream = fields.boolean("stream", false);
-  if (fields.integer("n", 1, 1, 128) != 1) fields.fail("n", "must be 1: ask once for each answer");
+  request.answers = fields.integer("n", 1, 1, limits.max_choices);
+  if (request.answers > 1 && request.api != Api::chat && request.api != Api::completions)
+    fields.fail("n", "must be 1: this API has one answer to a request");
   if (const JsonValue* bias = fields.object("logit_bias")) {
     if (bias->members.size() > limits.max_biases)
       fields.fail("logit_bias", fmt::format("has more than {} members", limits.max_biases));

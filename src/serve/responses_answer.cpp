@@ -70,9 +70,9 @@ class ResponsesAnswer final : public Answer {
     const bool cut = result.finish == TurnFinish::length;
     Json response = this->response(cut ? "incomplete" : "completed", usage_json(result.usage));
     if (cut) response["incomplete_details"] = {{"reason", "max_output_tokens"}};
-    if (!streams()) return send_whole(response);
+    if (!streams()) return delivery().send(to_text(response));
     event_of(cut ? "response.incomplete" : "response.completed", {{"response", std::move(response)}});
-    end_stream();
+    delivery().end();
   }
 
  private:
@@ -81,13 +81,18 @@ class ResponsesAnswer final : public Answer {
   // Fields of the event behind type and sequence_number; of an item, with where it is.
   void event_of(std::string_view type, Json fields, bool of_item = false) {
     if (!streams()) return;
-    Json event = {{"type", type}, {"sequence_number", sequence_++}};
+    Json event = numbered(type, Json::object());
     if (of_item) {
       event["item_id"] = item_id_;
       event["output_index"] = output_.size();
     }
     event.update(fields);
     send_event(type, event);
+  }
+  Json numbered(std::string_view type, Json fields) {
+    Json event = {{"type", type}, {"sequence_number", sequence_++}};
+    event.update(fields);
+    return event;
   }
 
   bool is_custom() const {
@@ -216,12 +221,17 @@ class ResponsesAnswer final : public Answer {
     return body;
   }
 
-  void fail_in_stream(const ApiError& error) override {
+  std::string error_in_stream(const ApiError& error) override {
     Json failed = response("failed", nullptr);
     const Json said = error.stream_body(Api::responses);
     failed["error"] = {{"code", said["code"]}, {"message", said["message"]}};
-    if (sequence_ == 0) event_of("response.created", {{"response", response("in_progress", nullptr)}});
-    event_of("response.failed", {{"response", std::move(failed)}});
+    std::string text;
+    if (sequence_ == 0) {
+      text = event_text("response.created",
+                        numbered("response.created", {{"response", response("in_progress", nullptr)}}));
+    }
+    return text +
+           event_text("response.failed", numbered("response.failed", {{"response", std::move(failed)}}));
   }
 
   Item open_ = Item::none;
@@ -233,10 +243,8 @@ class ResponsesAnswer final : public Answer {
 
 }  // namespace
 
-std::unique_ptr<Answer> make_responses_answer(const Request& request, std::string turn_id, std::string model,
-                                              std::shared_ptr<HttpReply> reply, std::string request_id) {
-  return std::make_unique<ResponsesAnswer>(request, std::move(turn_id), std::move(model), std::move(reply),
-                                           std::move(request_id));
+std::unique_ptr<Answer> make_responses_answer(AnswerSetup setup) {
+  return std::make_unique<ResponsesAnswer>(std::move(setup));
 }
 
 }  // namespace hadal::serve

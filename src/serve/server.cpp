@@ -396,9 +396,10 @@ ApiResult<Request> read_request(const HttpRequest& http, Api api, const RequestL
 
 }  // namespace
 
-Result<Prompt> Server::prompt_of(const Request& request, const std::string& name_space) const {
+Result<Prompt> Server::prompt_of(const Request& request, std::size_t choice,
+                                 const std::string& name_space) const {
   const PromptContext context{model_.tokenizer, *model_.dialect, replay_.get(), name_space};
-  return request.api == Api::completions ? completion_prompt(request, context)
+  return request.api == Api::completions ? completion_prompt(request, request.prompt_of(choice), context)
                                          : chat_prompt(request, context);
 }
 
@@ -429,7 +430,7 @@ ApiResult<std::shared_ptr<TokenConstraint>> Server::constraint_of(const Request&
 void Server::count_tokens(Exchange& exchange) {
   const auto request = read_request(exchange.request, Api::messages, options_.limits, /*counting=*/true);
   if (!request) return answer_error(exchange, request.error());
-  const auto prompt = prompt_of(*request, cache_namespace(salt_, exchange.key, request->user));
+  const auto prompt = prompt_of(*request, 0, cache_namespace(salt_, exchange.key, request->user));
   if (!prompt) return answer_error(exchange, from_error(prompt.error()));
   answer(exchange, 200, to_text({{"input_tokens", prompt->tokens.size()}}));
 }
@@ -462,72 +463,98 @@ ApiError Server::refused(Api api, const Refusal& refusal, std::int64_t tokens) c
   return {ApiError::Kind::internal, refusal.message, "", 0};
 }
 
-void Server::generate(Exchange& exchange) {
-  auto request = read_request(exchange.request, exchange.api, options_.limits, /*counting=*/false);
-  if (!request) return answer_error(exchange, request.error());
-  const std::string name_space = cache_namespace(salt_, exchange.key, request->user);
-  auto prompt = prompt_of(*request, name_space);
-  if (!prompt) return answer_error(exchange, from_error(prompt.error()));
-  const auto length = static_cast<std::int64_t>(prompt->tokens.size());
-  if (length > scheduler_->context()) return answer_error(exchange, too_long(exchange.api, length));
-
+// What one choice is drawn from, but for its prompt.
+ApiResult<GenerationRequest> Server::generation_of(const Exchange& exchange, const Request& request,
+                                                   const Prompt& prompt) const {
   GenerationRequest generation;
-  generation.prompt = prompt->tokens;
-  const std::int64_t usual = request->thinking ? options_.default_thinking_tokens : options_.default_tokens;
-  const std::int64_t wanted = request->max_tokens > 0 ? request->max_tokens : usual;
+  const auto length = static_cast<std::int64_t>(prompt.tokens.size());
+  if (length > scheduler_->context()) return tl::unexpected(too_long(exchange.api, length));
+  const std::int64_t usual = request.thinking ? options_.default_thinking_tokens : options_.default_tokens;
+  const std::int64_t wanted = request.max_tokens > 0 ? request.max_tokens : usual;
   generation.max_tokens = std::min(wanted, scheduler_->context() - length + 1);
-  generation.sampling = request->sampling;
-  if (!request->has_seed) {
-    std::random_device device;
-    generation.sampling.seed = std::uint64_t{device()} << 32 | device();
-  }
-  generation.rules.bias = request->logit_bias;
-  generation.rules.presence_penalty = request->presence_penalty;
-  generation.rules.frequency_penalty = request->frequency_penalty;
-  if (prompt->rules) {
-    auto constraint = constraint_of(*request, *prompt);
-    if (!constraint) return answer_error(exchange, constraint.error());
+  generation.sampling = request.sampling;
+  generation.rules.bias = request.logit_bias;
+  generation.rules.presence_penalty = request.presence_penalty;
+  generation.rules.frequency_penalty = request.frequency_penalty;
+  if (prompt.rules) {
+    auto constraint = constraint_of(request, prompt);
+    if (!constraint) return tl::unexpected(constraint.error());
     generation.rules.constraint = std::move(*constraint);
   }
   for (const std::string_view token : {model_.dialect->eos, model_.dialect->user}) {
     if (const auto id = model_.tokenizer.id_of(token)) generation.stop_tokens.push_back(*id);
   }
-  generation.top_logprobs = request->logprobs ? request->top_logprobs : 0;
+  generation.top_logprobs = request.logprobs ? request.top_logprobs : 0;
   generation.tenant = exchange.key;
-  generation.cache_namespace = name_space;
-  generation.boundaries = prompt->boundaries;
+  generation.cache_namespace = cache_namespace(salt_, exchange.key, request.user);
+  generation.boundaries = prompt.boundaries;
+  return generation;
+}
 
-  const std::string turn_id = ids_.next();
-  const Api api = exchange.api;
-  Turn::Setup setup{.request = std::move(*request),
-                    .prompt = std::move(*prompt),
-                    .id = turn_id,
-                    .name_space = name_space,
-                    .tokenizer = model_.tokenizer,
-                    .dialect = model_.dialect,
-                    .replay = replay_.get(),
-                    .answer = nullptr,
-                    .done = {}};
-  const std::string model_name = setup.request.model.empty() ? model_.name : setup.request.model;
-  setup.answer = make_answer(setup.request, turn_id, model_name, exchange.reply, exchange.id);
+void Server::generate(Exchange& exchange) {
+  auto read = read_request(exchange.request, exchange.api, options_.limits, /*counting=*/false);
+  if (!read) return answer_error(exchange, read.error());
+  if (!read->has_seed) {
+    std::random_device device;
+    read->sampling.seed = std::uint64_t{device()} << 32 | device();
+  }
+  const auto request = std::make_shared<const Request>(std::move(*read));
+  const std::string name_space = cache_namespace(salt_, exchange.key, request->user);
+
+  AnswerSetup answer;
+  answer.request = request;
+  answer.model = request->model.empty() ? model_.name : request->model;
+  answer.created = unix_seconds();
+  answer.delivery = std::make_shared<Delivery>(exchange.reply, exchange.id, exchange.api, request->stream,
+                                               request->choices());
   // For the log, without the body.
   auto logged = std::make_shared<Exchange>();
   logged->request.method = exchange.request.method;
   logged->request.path = exchange.request.path;
   logged->id = exchange.id;
-  logged->api = api;
+  logged->api = exchange.api;
   logged->key = exchange.key;
-  setup.done = [this, logged, most = generation.max_tokens](const TurnReport& report) {
-    log_turn(*logged, report, most);
-  };
-  const auto turn = std::make_shared<Turn>(std::move(setup));
-  generation.listener = turn;
+
+  std::vector<GenerationRequest> generations;
+  std::vector<std::shared_ptr<Turn>> turns;
+  std::int64_t longest = 0;
+  for (std::size_t choice = 0; choice < request->choices(); ++choice) {
+    const bool follows = choice % static_cast<std::size_t>(request->answers) > 0;
+    auto prompt = follows ? Result<Prompt>(turns.back()->prompt()) : prompt_of(*request, choice, name_space);
+    if (!prompt) return answer_error(exchange, from_error(prompt.error()));
+    auto generation = generation_of(exchange, *request, *prompt);
+    if (!generation) return answer_error(exchange, generation.error());
+    const auto length = static_cast<std::int64_t>(prompt->tokens.size());
+    longest = std::max(longest, length);
+    generation->sampling.seed += choice;
+    generation->prompt = std::exchange(prompt->tokens, {});
+    if (follows) generation->max_tokens = generations.back().max_tokens;
+
+    answer.turn_id = ids_.next();
+    if (choice == 0) answer.response_id = answer.turn_id;
+    answer.choice = choice;
+    turns.push_back(std::make_shared<Turn>(
+        Turn::Setup{.request = request,
+                    .prompt = std::move(*prompt),
+                    .prompt_tokens = length,
+                    .id = answer.turn_id,
+                    .name_space = name_space,
+                    .tokenizer = model_.tokenizer,
+                    .dialect = model_.dialect,
+                    .replay = replay_.get(),
+                    .answer = make_answer(answer),
+                    .done = [this, logged, choice, most = generation->max_tokens](const TurnReport& report) {
+                      log_turn(*logged, report, choice, most);
+                    }}));
+    generation->listener = turns.back();
+    generations.push_back(std::move(*generation));
+  }
   {
     const std::lock_guard lock(mutex_);
-    turns_.push_back(turn);
+    turns_.insert(turns_.end(), turns.begin(), turns.end());
   }
-  auto ticket = scheduler_->submit(std::move(generation));
-  if (!ticket) return answer_error(exchange, refused(api, ticket.error(), length));
+  auto ticket = scheduler_->submit(std::move(generations));
+  if (!ticket) return answer_error(exchange, refused(exchange.api, ticket.error(), longest));
   exchange.reply->on_close([ticket = *ticket] { ticket->cancel(); });
 }
 
@@ -545,9 +572,11 @@ void Server::log_other(const Exchange& exchange, int status) {
                         {"ms", ms}}));
 }
 
-void Server::log_turn(const Exchange& exchange, const TurnReport& report, std::int64_t max_tokens) {
+// One line for each choice; the request counts once.
+void Server::log_turn(const Exchange& exchange, const TurnReport& report, std::size_t choice,
+                      std::int64_t max_tokens) {
   metrics_.add(report, max_tokens);
-  metrics_.add_response(normal_path(exchange.request.path), report.status);
+  if (choice == 0) metrics_.add_response(normal_path(exchange.request.path), report.status);
   if (!options_.log) return;
   const GenerationEnd& end = report.end;
   const Usage& usage = report.result.usage;
@@ -574,6 +603,7 @@ void Server::log_turn(const Exchange& exchange, const TurnReport& report, std::i
                {"prefill_ms", ms(end.admitted, end.first_token)},
                {"decode_ms", ms(end.first_token, end.ended)},
                {"preemptions", end.preemptions}};
+  if (choice > 0) line["choice"] = choice;
   if (end.error) line["error"] = end.error->message();
   if (options_.prices) {
     const Prices& p = *options_.prices;

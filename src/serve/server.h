@@ -93,14 +93,17 @@ class Server {
   // What holds the answer to the rules of its prompt.
   ApiResult<std::shared_ptr<TokenConstraint>> constraint_of(const Request& request,
                                                             const Prompt& prompt) const;
-  Result<Prompt> prompt_of(const Request& request, const std::string& name_space) const;
+  Result<Prompt> prompt_of(const Request& request, std::size_t choice, const std::string& name_space) const;
+  ApiResult<GenerationRequest> generation_of(const Exchange& exchange, const Request& request,
+                                             const Prompt& prompt) const;
   ApiError too_long(Api api, std::int64_t tokens) const;
   ApiError refused(Api api, const Refusal& refusal, std::int64_t tokens) const;
   std::string models() const;
   std::string state() const;
   void answer(Exchange& exchange, int status, std::string body, std::string type = "application/json");
   void answer_error(Exchange& exchange, const ApiError& error);
-  void log_turn(const Exchange& exchange, const TurnReport& report, std::int64_t max_tokens);
+  void log_turn(const Exchange& exchange, const TurnReport& report, std::size_t choice,
+                std::int64_t max_tokens);
   void log_other(const Exchange& exchange, int status);
   void keep_alive();
   void release_memory();

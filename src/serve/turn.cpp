@@ -8,17 +8,17 @@ namespace hadal::serve {
 Turn::Turn(Setup setup)
     : setup_(std::move(setup)),
       parser_(setup_.prompt.parser),
-      stops_(setup_.request.stop),
+      stops_(setup_.request->stop),
       think_end_(setup_.tokenizer.id_of(setup_.dialect->think_end)),
       dsml_(setup_.tokenizer.id_of(setup_.dialect->dsml)),
       last_word_(SchedulerClock::now()),
       reasoning_(setup_.prompt.parser.thinking) {
-  result_.usage.prompt_tokens = static_cast<std::int64_t>(setup_.prompt.tokens.size());
+  result_.usage.prompt_tokens = setup_.prompt_tokens;
 }
 
 void Turn::started(std::int64_t cached_tokens) {
   const std::lock_guard lock(mutex_);
-  result_.usage.cached_tokens = cached_tokens;
+  result_.usage.cached_tokens = std::min(cached_tokens, setup_.prompt_tokens);
   setup_.answer->start(result_.usage);
   last_word_ = SchedulerClock::now();
 }
@@ -31,14 +31,14 @@ bool Turn::token(const Sample& sample) {
   // Of the tokens that no text makes, the model may write those of its answers' form; any other is noise.
   const bool is_noise =
       setup_.tokenizer.is_added(sample.token) && sample.token != think_end_ && sample.token != dsml_;
-  if (setup_.request.logprobs && !reasoning_ && sample.token != think_end_) {
+  if (setup_.request->logprobs && !reasoning_ && sample.token != think_end_) {
     TokenReport report{std::string(setup_.tokenizer.token_bytes(sample.token)), sample.logprob, {}};
     for (const TokenLogprob& top : sample.top)
       report.top.emplace_back(std::string(setup_.tokenizer.token_bytes(top.token)), top.logprob);
     reports_.push_back(std::move(report));
   }
   if (!is_noise) take(setup_.tokenizer.token_bytes(sample.token));
-  return !enough_ && !parser_.done();
+  return !enough_ && !parser_.done() && !setup_.answer->over();
 }
 
 void Turn::take(std::string_view bytes) {
@@ -51,11 +51,11 @@ void Turn::take(std::string_view bytes) {
 // answer and calls; DeepSeek's API leaves them out too. The end of what the client began is left as it is.
 void Turn::hear(OutputEvent& event) {
   using Kind = OutputEvent::Kind;
-  if (setup_.request.api == Api::completions) return tell(event);
+  if (setup_.request->api == Api::completions) return tell(event);
   if (event.kind == Kind::reasoning || event.kind == Kind::content) {
     if (part_ != event.kind) {
       line_breaks_.clear();
-      at_start_ = !setup_.request.continues_last;
+      at_start_ = !setup_.request->continues_last;
       part_ = event.kind;
     }
     event.text.insert(0, std::exchange(line_breaks_, {}));
@@ -113,7 +113,7 @@ void Turn::say(const OutputEvent& event) {
       break;
     case Kind::tool_call_end:
       result_.calls.push_back(std::exchange(call_, {}));
-      if (!setup_.request.parallel_tools) enough_ = true;
+      if (!setup_.request->parallel_tools) enough_ = true;
       break;
     case Kind::finish:
       truncated_ = event.end == OutputEnd::truncated_call;
@@ -164,9 +164,9 @@ void Turn::ended(GenerationEnd end) {
 
 // A turn that the client sees in full. What a stop string cut off must not come back with the next request.
 void Turn::remember(const GenerationEnd& end) {
-  if (setup_.replay == nullptr || stops_.stopped() || truncated_ || setup_.request.continues_last) return;
+  if (setup_.replay == nullptr || stops_.stopped() || truncated_ || setup_.request->continues_last) return;
   const auto eos = setup_.tokenizer.id_of(setup_.dialect->eos);
-  if (!eos || setup_.request.api == Api::completions) return;
+  if (!eos || setup_.request->api == Api::completions) return;
   SampledTurn turn;
   turn.id = setup_.id;
   turn.thinking = setup_.prompt.thinking;

@@ -31,8 +31,10 @@ struct TurnReport {
 class Turn final : public GenerationListener {
  public:
   struct Setup {
-    Request request;
-    Prompt prompt;
+    std::shared_ptr<const Request> request;
+    Prompt prompt;  // its tokens may be gone: they are the scheduler's
+    std::int64_t prompt_tokens =
+        0;  // that are put down to this turn: 0 where another choice has them already
     std::string id;
     std::string name_space;
     Tokenizer tokenizer;
@@ -47,6 +49,7 @@ class Turn final : public GenerationListener {
   bool token(const Sample& sample) override;
   void ended(GenerationEnd end) override;
 
+  const Prompt& prompt() const { return setup_.prompt; }
   // Something for a client that has heard nothing for so long.
   void keep_alive_after(std::chrono::seconds silence);
 

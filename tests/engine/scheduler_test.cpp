@@ -213,7 +213,11 @@ TEST_F(SchedulerTest, ChoicesShareTheirPrompt) {
     std::vector<std::shared_ptr<Listener>> listeners;
     std::vector<GenerationRequest> requests;
     for (std::uint64_t seed = 0; seed < 7; ++seed) {
-      requests.push_back(request_of(seed < 5 ? prompt : other, 30, seed));
+      const bool first = seed == 0 || seed == 5;
+      requests.push_back(request_of(!first      ? std::vector<std::int32_t>()
+                                    : seed == 0 ? prompt
+                                                : other,
+                                    30, seed));
       requests.back().listener = listeners.emplace_back(std::make_shared<Listener>());
     }
     ASSERT_TRUE(scheduler.submit(std::move(requests)).has_value());
@@ -238,7 +242,8 @@ TEST_F(SchedulerTest, ChoicesAreTakenAndCancelledTogether) {
                            std::vector<std::shared_ptr<Listener>>& listeners) {
     std::vector<GenerationRequest> requests;
     for (int i = 0; i < count; ++i) {
-      requests.push_back(request_of(random_tokens(50, 1), tokens, static_cast<std::uint64_t>(i)));
+      requests.push_back(
+          request_of(random_tokens(i == 0 ? 50 : 0, 1), tokens, static_cast<std::uint64_t>(i)));
       requests.back().listener = listeners.emplace_back(std::make_shared<Listener>());
     }
     return scheduler.submit(std::move(requests));

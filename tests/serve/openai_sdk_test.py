@@ -204,7 +204,7 @@ def test_fields_of_other_servers_are_accepted(client):
     {"messages": [{"role": "tool", "tool_call_id": "c", "content": "x"}]}, {},
     {"messages": [{"role": "user", "content": "x"}], "temperature": 3},
     {"messages": [{"role": "user", "content": "x"}], "max_tokens": 0},
-    {"messages": [{"role": "user", "content": "x"}], "n": 2},
+    {"messages": [{"role": "user", "content": "x"}], "n": 200},
     {"messages": [{"role": "user", "content": "x"}], "stop": ["x"] * 100},
     {"messages": [{"role": "user", "content": "x"}], "top_logprobs": 3},
     {"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"},
@@ -285,8 +285,6 @@ def test_completions(client):
     assert answer.choices[0].text.startswith("Once")
     chunks = list(client.completions.create(model="m", prompt=["Once"], max_tokens=5, stream=True))
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
-    with pytest.raises(openai.BadRequestError):
-        client.completions.create(model="m", prompt=["a", "b"])
 
 
 def test_models_and_balance(client, server):

@@ -212,7 +212,7 @@ OFF = {"thinking": {"type": "disabled"}}
     {"messages": [{"role": "user", "content": 5}]}, {"messages": [{"role": "tool", "tool_call_id": "c", "content": "x"}]},
     {"messages": [*USER, {"role": "assistant", "content": "x", "prefix": True}, *USER]},
     {"messages": USER, "temperature": 3}, {"messages": USER, "top_p": 1.5}, {"messages": USER, "max_tokens": 0},
-    {"messages": USER, "max_tokens": -1}, {"messages": USER, "max_tokens": 10**9}, {"messages": USER, "n": 2},
+    {"messages": USER, "max_tokens": -1}, {"messages": USER, "max_tokens": 10**9}, {"messages": USER, "n": 200},
     {"messages": USER, "stop": 5}, {"messages": USER, "top_logprobs": 3}, {"messages": USER, "tools": [{"type": "function"}]},
     {"messages": USER, "tools": TOOLS, "tool_choice": "sometimes"},
     {"messages": USER, "tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}, **OFF},
@@ -229,6 +229,7 @@ def test_both_refuse(body):
 
 # What hadal serves and the library refuses: a local server need not be strict with clients that are not.
 LENIENT = {
+    "several answers": {"messages": USER, "n": 2},
     "no content": {"messages": [{"role": "user", "content": None}]},
     "a result of another call": {"messages": [*CALLED, {"role": "tool", "tool_call_id": "zz", "content": "x"}], "tools": TOOLS},
     "a call without its result": {"messages": [*CALLED, *USER], "tools": TOOLS},

@@ -52,30 +52,44 @@ ApiResult<Rehearsal::Part> Rehearsal::read(Api api, std::string_view body, bool 
   auto request = read_request(api, body);
   if (!request) return tl::unexpected(request.error());
   const PromptContext context{tokenizer_, dialect_, nullptr, ""};
-  auto prompt = api == Api::completions ? completion_prompt(*request, context)
+  auto prompt = api == Api::completions ? completion_prompt(*request, request->prompts.front(), context)
                                         : chat_prompt(*request, context, with_text);
   if (!prompt) return tl::unexpected(from_error(prompt.error()));
   return Part{std::move(*request), std::move(*prompt)};
 }
 
+// Every choice says the same.
 Rehearsed Rehearsal::answer(const Part& part, std::span<const std::int32_t> tokens) const {
   Rehearsed rehearsed;
   const auto reply = std::make_shared<RecordedReply>();
-  Turn::Setup setup{
-      .request = part.request,
-      .prompt = part.prompt,
-      .id = "0123456789abcdef01234567",
-      .name_space = "",
-      .tokenizer = tokenizer_,
-      .dialect = &dialect_,
-      .replay = nullptr,
-      .answer = make_answer(part.request, "0123456789abcdef01234567", part.request.model, reply, "req"),
-      .done = [&rehearsed](const TurnReport& report) { rehearsed.report = report; }};
-  Turn turn(std::move(setup));
-  turn.started(0);
+  const auto request = std::make_shared<const Request>(part.request);
+  const std::string id = "0123456789abcdef01234567";
+  const auto delivery =
+      std::make_shared<Delivery>(reply, "req", request->api, request->stream, request->choices());
+  for (std::size_t choice = 0; choice < request->choices(); ++choice) {
+    Turn turn({.request = request,
+               .prompt = part.prompt,
+               .prompt_tokens = static_cast<std::int64_t>(part.prompt.tokens.size()),
+               .id = id,
+               .name_space = "",
+               .tokenizer = tokenizer_,
+               .dialect = &dialect_,
+               .replay = nullptr,
+               .answer = make_answer({request, id, id, request->model, 0, delivery, choice}),
+               .done = [&rehearsed](const TurnReport& report) { rehearsed.report = report; }});
+    turn.started(0);
+    turn.ended(hear(turn, tokens, request->max_tokens));
+  }
+  rehearsed.status = reply->status();
+  rehearsed.answer = reply->take();
+  rehearsed.prompt = part.prompt.text;
+  return rehearsed;
+}
+
+GenerationEnd Rehearsal::hear(Turn& turn, std::span<const std::int32_t> tokens,
+                              std::int64_t max_tokens) const {
   GenerationEnd end;
   end.finish = FinishReason::stop;
-  const auto most = static_cast<std::size_t>(part.request.max_tokens);
   for (const std::int32_t token : tokens) {
     if (token == eos_ || token == user_) {
       end.stop_token = token;
@@ -86,16 +100,12 @@ Rehearsed Rehearsal::answer(const Part& part, std::span<const std::int32_t> toke
     sample.token = token;
     sample.logprob = -0.5;
     if (!turn.token(sample)) break;
-    if (most > 0 && end.tokens.size() == most) {
+    if (max_tokens > 0 && static_cast<std::int64_t>(end.tokens.size()) == max_tokens) {
       end.finish = FinishReason::length;
       break;
     }
   }
-  turn.ended(std::move(end));
-  rehearsed.status = reply->status();
-  rehearsed.answer = reply->take();
-  rehearsed.prompt = part.prompt.text;
-  return rehearsed;
+  return end;
 }
 
 Rehearsed Rehearsal::run(Api api, std::string_view body, std::span<const std::int32_t> tokens) const {

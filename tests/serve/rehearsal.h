@@ -48,6 +48,8 @@ class Rehearsal {
   std::int32_t eos() const { return eos_.value_or(0); }
 
  private:
+  GenerationEnd hear(serve::Turn& turn, std::span<const std::int32_t> tokens, std::int64_t max_tokens) const;
+
   Tokenizer tokenizer_;
   const ChatDialect& dialect_;
   std::optional<std::int32_t> eos_, user_;
