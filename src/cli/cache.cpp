@@ -2,10 +2,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <set>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "base/directory.h"
 #include "base/readable.h"
 #include "cli/command.h"
 #include "engine/cache_file.h"
@@ -25,7 +27,8 @@ struct Entry {
   std::uint64_t id = 0, parent = 0, last_used = 0;
   std::int64_t length = 0, bytes = 0;
   std::uint64_t model = 0;
-  std::string problem;
+  bool corrupt = false;
+  std::string problem;  // or cannot be read just now
 };
 
 // The files, oldest use first; `whole`: every byte is checked.
@@ -35,28 +38,35 @@ Result<std::vector<Entry>> read_entries(const std::filesystem::path& directory, 
     return fail(ErrorCode::not_found, fmt::format("{} is not a directory", directory.string()));
   std::map<std::uint64_t, std::uint64_t> last_used;
   if (std::filesystem::exists(directory / "index.sqlite", error)) {
-    HADAL_ASSIGN_OR_RETURN(const CacheIndex index, CacheIndex::open(directory, /*writable=*/false));
-    HADAL_RETURN_IF_ERROR(
-        index.for_each_file([&](std::uint64_t id, std::uint64_t clock) { last_used[id] = clock; }));
+    const auto index = CacheIndex::open(directory, /*writable=*/false);
+    const Status read =
+        index ? index->for_each_file([&](std::uint64_t id, std::uint64_t clock) { last_used[id] = clock; })
+              : Status(tl::unexpected(index.error()));
+    // It says no more than when files were used.
+    if (!read)
+      std::fputs(fmt::format("hadal: {}: {}\n", directory.string(), read.error().message()).c_str(), stderr);
   }
   std::vector<Entry> entries;
-  for (const auto& file : std::filesystem::directory_iterator(directory, error)) {
-    if (file.path().extension() != ".prefix") continue;
+  HADAL_ASSIGN_OR_RETURN(const auto names, names_in(directory));
+  for (const std::string& name : names) {
     Entry entry;
-    entry.path = file.path();
-    entry.bytes = static_cast<std::int64_t>(std::filesystem::file_size(file.path(), error));
-    const auto opened = CacheFile::open(file.path());
+    entry.id = id_of_cache_file(name);
+    if (entry.id == 0) continue;
+    entry.path = directory / name;
+    entry.bytes = static_cast<std::int64_t>(std::filesystem::file_size(entry.path, error));
+    if (error) entry.bytes = 0;
+    const auto opened = CacheFile::open(entry.path);
     if (opened) {
       const CacheFileHeader& h = opened->header();
-      entry.id = h.id;
       entry.parent = h.parent;
       entry.length = h.length;
       entry.model = h.model;
-      if (const auto used = last_used.find(h.id); used != last_used.end()) entry.last_used = used->second;
-      if (const Status right = whole ? opened->verify() : Status(); !right)
-        entry.problem = right.error().message();
-    } else {
-      entry.problem = opened.error().message();
+      if (const auto used = last_used.find(entry.id); used != last_used.end()) entry.last_used = used->second;
+    }
+    const Status right = !opened ? tl::unexpected(opened.error()) : whole ? opened->verify() : Status();
+    if (!right) {
+      entry.problem = right.error().message();
+      entry.corrupt = right.error().code() == ErrorCode::corrupt;
     }
     entries.push_back(std::move(entry));
   }
@@ -107,41 +117,52 @@ Status verify(const Arguments& arguments) {
                                               broken, entries.size()));
 }
 
-// Broken files first, then those that were used longest ago, none before the files that build on it.
+// Broken files and what builds on them, then the files that were used longest ago, none before those that
+// build on it.
 Status prune(const Arguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(auto entries, read_entries(arguments.directory, true));
-  HADAL_ASSIGN_OR_RETURN(CacheIndex index, CacheIndex::open(arguments.directory));
+  HADAL_ASSIGN_OR_RETURN(const DirectoryLock lock, DirectoryLock::take(arguments.directory));
+  std::sort(entries.begin(), entries.end(),
+            [](const Entry& a, const Entry& b) { return a.length < b.length; });
+  std::map<std::uint64_t, const Entry*> left;
   std::int64_t bytes = 0;
-  for (const Entry& e : entries) bytes += e.bytes;
-  std::int64_t removed = 0;
-  const auto remove = [&](const Entry& e) -> Status {
+  for (const Entry& e : entries) {
+    bytes += e.bytes;
+    left[e.id] = &e;
+  }
+  const auto remove = [&](const Entry& e) -> Status {  // the index hears of it at the server's next start
     std::error_code error;
-    if (!std::filesystem::remove(e.path, error))
+    if (!std::filesystem::remove(e.path, error) || error)
       return fail(ErrorCode::io, fmt::format("{}: cannot remove: {}", e.path.string(), error.message()));
     bytes -= e.bytes;
-    ++removed;
-    return e.id == 0 ? Status() : index.remove_file(e.id);
+    left.erase(e.id);
+    return {};
   };
-  for (bool again = true; again;) {
-    again = false;
-    for (std::size_t i = 0; i < entries.size(); ++i) {
-      const Entry& e = entries[i];
-      const bool has_children = std::any_of(entries.begin(), entries.end(), [&](const Entry& other) {
-        return other.parent == e.id && e.id != 0;
-      });
-      const bool orphan =
-          e.parent != 0 && std::none_of(entries.begin(), entries.end(),
-                                        [&](const Entry& other) { return other.id == e.parent; });
-      const bool too_much = bytes > arguments.bytes && !has_children;
-      if (e.problem.empty() && !orphan && !too_much) continue;
+  std::map<std::uint64_t, int> children;
+  for (const Entry& e : entries) {  // parents first
+    if (e.corrupt || (e.problem.empty() && e.parent != 0 && !left.contains(e.parent))) {
       HADAL_RETURN_IF_ERROR(remove(e));
-      entries.erase(entries.begin() + static_cast<std::ptrdiff_t>(i));
-      again = true;
-      break;
+    } else {
+      ++children[e.parent];
     }
   }
-  std::puts(
-      fmt::format("removed {} files; {} are left, {}B", removed, entries.size(), readable(bytes)).c_str());
+  const auto later = [](const Entry* a, const Entry* b) {
+    return std::pair(a->last_used, a->id) < std::pair(b->last_used, b->id);
+  };
+  std::set<const Entry*, decltype(later)> leaves(later);
+  for (const auto& [id, e] : left) {
+    if (children[id] == 0) leaves.insert(e);
+  }
+  while (bytes > arguments.bytes && !leaves.empty()) {
+    const Entry* oldest = *leaves.begin();
+    leaves.erase(leaves.begin());
+    HADAL_RETURN_IF_ERROR(remove(*oldest));
+    const auto parent = left.find(oldest->parent);
+    if (--children[oldest->parent] == 0 && parent != left.end()) leaves.insert(parent->second);
+  }
+  std::puts(fmt::format("removed {} files; {} are left, {}B", entries.size() - left.size(), left.size(),
+                        readable(bytes))
+                .c_str());
   return {};
 }
 

@@ -13,6 +13,7 @@ namespace hadal {
 namespace {
 
 constexpr std::size_t kAlign = 64;
+constexpr std::string_view kSuffix = ".prefix";
 constexpr std::int64_t kMostTokens = std::int64_t{1} << 32;
 
 std::size_t aligned(std::size_t bytes) {
@@ -40,6 +41,21 @@ std::uint64_t header_hash(const CacheFileHeader& header) {
 }
 
 }  // namespace
+
+std::string cache_file_name(std::uint64_t id) {
+  return fmt::format("{:016x}{}", id, kSuffix);
+}
+
+std::uint64_t id_of_cache_file(std::string_view name) {
+  if (name.size() != 16 + kSuffix.size() || !name.ends_with(kSuffix)) return 0;
+  std::uint64_t id = 0;
+  for (const char c : name.substr(0, 16)) {
+    const bool digit = c >= '0' && c <= '9';
+    if (!digit && !(c >= 'a' && c <= 'f')) return 0;
+    id = id * 16 + static_cast<std::uint64_t>(digit ? c - '0' : c - 'a' + 10);
+  }
+  return id;
+}
 
 Result<std::int64_t> write_cache_file(const std::filesystem::path& path, CacheFileHeader& header,
                                       std::span<const std::int32_t> tokens, const SequenceState& state,

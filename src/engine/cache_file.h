@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include <hadal/error.h>
@@ -40,6 +42,10 @@ struct CacheFileHeader {
   std::uint64_t header_hash = 0;  // of everything above
 };
 static_assert(sizeof(CacheFileHeader) == 160);
+
+// "0123456789abcdef.prefix" of an id, and back: 0 for any other name.
+std::string cache_file_name(std::uint64_t id);
+std::uint64_t id_of_cache_file(std::string_view name);
 
 // Whole, flushed and under its name when this returns. `header` says what it is; lengths and hashes are
 // filled in from the state, which has read header.length tokens. Returns the bytes of the file.

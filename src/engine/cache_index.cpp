@@ -19,7 +19,8 @@ constexpr const char* kSchema =
     " serial INTEGER PRIMARY KEY AUTOINCREMENT, UNIQUE(namespace, key));";
 
 tl::unexpected<Error> sqlite_error(sqlite3* database, std::string_view what) {
-  return fail(ErrorCode::io,
+  const int code = sqlite3_errcode(database) & 0xff;
+  return fail(code == SQLITE_CORRUPT || code == SQLITE_NOTADB ? ErrorCode::corrupt : ErrorCode::io,
               fmt::format("index of the cache: cannot {}: {}", what, sqlite3_errmsg(database)));
 }
 
@@ -69,36 +70,47 @@ class Statement {
 
 }  // namespace
 
+Result<CacheIndex> CacheIndex::open_file(const std::string& path, int flags) {
+  sqlite3* database = nullptr;
+  const int opened = sqlite3_open_v2(path.c_str(), &database, flags, nullptr);
+  CacheIndex index(database);
+  if (opened != SQLITE_OK) return sqlite_error(database, fmt::format("open {}", path));
+  sqlite3_busy_timeout(database, 2000);
+  if ((flags & SQLITE_OPEN_READONLY) == 0) HADAL_RETURN_IF_ERROR(index.execute(kSchema));
+  return index;
+}
+
 Result<CacheIndex> CacheIndex::open(const std::filesystem::path& directory, bool writable) {
   const std::filesystem::path path = directory / "index.sqlite";
-  for (int attempt = 0;; ++attempt) {
-    sqlite3* database = nullptr;
-    const int flags = writable ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY;
-    const int opened = sqlite3_open_v2(path.c_str(), &database, flags | SQLITE_OPEN_NOFOLLOW, nullptr);
-    CacheIndex index(database);
-    if (opened != SQLITE_OK) return sqlite_error(database, fmt::format("open {}", path.string()));
-    sqlite3_busy_timeout(database, 2000);
-    if (!writable) return index;
-    const Status made = index.execute(kSchema);
-    if (made) {
-      std::error_code ignored;
-      std::filesystem::permissions(
-          path, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write, ignored);
-      return index;
-    }
-    const int code = sqlite3_errcode(database);
-    if (attempt > 0 || (code != SQLITE_NOTADB && code != SQLITE_CORRUPT)) return tl::unexpected(made.error());
-    std::filesystem::path aside = path;
-    aside += ".broken";
-    std::error_code error;
-    std::filesystem::rename(path, aside, error);
-    if (error) return tl::unexpected(made.error());
-    for (const char* suffix : {"-wal", "-shm"}) {
-      std::filesystem::path extra = path;
-      extra += suffix;
-      std::filesystem::remove(extra, error);
-    }
+  const int access = writable ? SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE : SQLITE_OPEN_READONLY;
+  auto index = open_file(path.string(), access | SQLITE_OPEN_NOFOLLOW);
+  if (index && writable) {
+    std::error_code ignored;  // the directory is closed to others anyway
+    std::filesystem::permissions(
+        path, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write, ignored);
   }
+  return index;
+}
+
+Result<CacheIndex> CacheIndex::in_memory() {
+  return open_file(":memory:", SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+}
+
+Status CacheIndex::move_aside(const std::filesystem::path& directory) {
+  const std::filesystem::path path = directory / "index.sqlite";
+  std::filesystem::path aside = path;
+  aside += ".broken";
+  std::error_code error;
+  std::filesystem::rename(path, aside, error);
+  if (error)
+    return fail(ErrorCode::io,
+                fmt::format("{}: broken, and cannot be moved aside: {}", path.string(), error.message()));
+  for (const char* suffix : {"-wal", "-shm"}) {
+    std::filesystem::path extra = path;
+    extra += suffix;
+    std::filesystem::remove(extra, error);
+  }
+  return {};
 }
 
 CacheIndex::CacheIndex(CacheIndex&& other) noexcept : database_(std::exchange(other.database_, nullptr)) {}

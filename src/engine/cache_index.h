@@ -18,9 +18,13 @@ namespace hadal {
 
 class CacheIndex {
  public:
-  // Opened for one process and one thread at a time. A database that SQLite finds broken is moved aside
-  // (index.sqlite.broken) and a new one made.
+  // Opened for one process and one thread at a time. Errors: corrupt for what SQLite finds broken, now or
+  // when rows are read; io.
   static Result<CacheIndex> open(const std::filesystem::path& directory, bool writable = true);
+  // For a directory that cannot be written: nothing in it lasts.
+  static Result<CacheIndex> in_memory();
+  // A broken database becomes index.sqlite.broken, so that open() makes a new one.
+  static Status move_aside(const std::filesystem::path& directory);
 
   CacheIndex(CacheIndex&& other) noexcept;
   CacheIndex& operator=(CacheIndex&&) = delete;
@@ -41,6 +45,7 @@ class CacheIndex {
 
  private:
   explicit CacheIndex(sqlite3* database) : database_(database) {}
+  static Result<CacheIndex> open_file(const std::string& path, int flags);
   Status execute(const char* sql) const;
 
   sqlite3* database_;

@@ -1,12 +1,10 @@
 #include "engine/disk_cache.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <random>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -18,21 +16,8 @@
 namespace hadal {
 namespace {
 
-constexpr std::string_view kSuffix = ".prefix";
 constexpr std::int64_t kMostRecords = 100'000;
 constexpr double kHalfLife = 256;  // uses after which a file is worth half
-
-// The id in "0123456789abcdef.prefix", or 0.
-std::uint64_t id_of_name(const std::string& name) {
-  if (name.size() != 16 + kSuffix.size() || !name.ends_with(kSuffix)) return 0;
-  std::uint64_t id = 0;
-  for (const char c : name.substr(0, 16)) {
-    const bool digit = c >= '0' && c <= '9';
-    if (!digit && !(c >= 'a' && c <= 'f')) return 0;
-    id = id * 16 + static_cast<std::uint64_t>(digit ? c - '0' : c - 'a' + 10);
-  }
-  return id;
-}
 
 }  // namespace
 
@@ -49,14 +34,12 @@ DiskCache::DiskCache(const StateLayout& layout, DiskCacheOptions options)
 
 Result<std::unique_ptr<DiskCache>> DiskCache::open(const StateLayout& layout, DiskCacheOptions options) {
   std::unique_ptr<DiskCache> cache(new DiskCache(layout, std::move(options)));
-  const std::filesystem::path& directory = cache->options_.directory;
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error || ::chmod(directory.c_str(), 0700) != 0) {
-    return fail(ErrorCode::io,
-                fmt::format("{}: cannot make the directory of the cache: {}", directory.string(),
-                            error ? error.message() : std::strerror(errno)));
-  }
+  HADAL_RETURN_IF_ERROR(make_private_directory(cache->options_.directory));
+  // Two processes would each keep to the budget, and drop what the other knows.
+  auto lock = DirectoryLock::take(cache->options_.directory);
+  if (!lock)
+    return tl::unexpected(std::move(lock).error().with_context("the cache needs a directory of its own"));
+  cache->lock_.emplace(std::move(*lock));
   std::random_device device;
   cache->id_seed_ = std::uint64_t{device()} << 32 | device();
   HADAL_RETURN_IF_ERROR(cache->open_index());
@@ -78,51 +61,96 @@ DiskCache::~DiskCache() {
   thread_.join();
 }
 
-Status DiskCache::open_index() {
-  auto index = CacheIndex::open(options_.directory);
-  if (!index) return tl::unexpected(std::move(index).error().with_context(options_.directory.string()));
-  index_ = std::make_unique<CacheIndex>(std::move(*index));
+Status DiskCache::read_index() {
+  records_.clear();
+  last_used_.clear();
+  HADAL_RETURN_IF_ERROR(
+      index_->for_each_file([this](std::uint64_t id, std::uint64_t clock) { last_used_[id] = clock; }));
   return index_->for_each_record([this](std::string_view name, std::string_view key, std::string_view value) {
     records_.push_back({std::string(name), std::string(key), std::string(value)});
   });
 }
 
+Status DiskCache::open_index() {
+  const auto open_and_read = [this]() -> Status {
+    HADAL_ASSIGN_OR_RETURN(CacheIndex index, CacheIndex::open(options_.directory));
+    index_ = std::make_unique<CacheIndex>(std::move(index));
+    return read_index();
+  };
+  Status opened = open_and_read();
+  if (!opened && opened.error().code() == ErrorCode::corrupt) {
+    if (options_.notice) {
+      options_.notice(fmt::format("cache: {}: {}; it becomes index.sqlite.broken, and a new one is made",
+                                  options_.directory.string(), opened.error().message()));
+    }
+    index_.reset();
+    opened = CacheIndex::move_aside(options_.directory);
+    if (opened) opened = open_and_read();
+  }
+  if (opened) return {};
+  wrote(opened, "the index");
+  HADAL_ASSIGN_OR_RETURN(CacheIndex index, CacheIndex::in_memory());
+  index_ = std::make_unique<CacheIndex>(std::move(index));
+  return read_index();
+}
+
+// Of several failures in a row the first is told: a full disk fails with every write.
+void DiskCache::wrote(const Status& status, std::string_view what) {
+  if (status.has_value() != failing_) return;
+  failing_ = !status.has_value();
+  if (!options_.notice) return;
+  options_.notice(
+      failing_
+          ? fmt::format("cache: {}: {} cannot be written, and nothing is kept until that works again: {}",
+                        options_.directory.string(), what, status.error().message())
+          : fmt::format("cache: {}: writing works again", options_.directory.string()));
+}
+
 std::filesystem::path DiskCache::path_of(std::uint64_t id) const {
-  return options_.directory / fmt::format("{:016x}{}", id, kSuffix);
+  return options_.directory / cache_file_name(id);
+}
+
+void DiskCache::remove_file(std::uint64_t id, std::string_view name, std::string_view why) {
+  ++stats_.corrupt;
+  if (options_.notice) options_.notice(fmt::format("cache: {} is left out and removed: {}", name, why));
+  std::error_code ignored;
+  std::filesystem::remove(options_.directory / name, ignored);
+  (void)index_->remove_file(id);  // or the next start finds that it is gone
 }
 
 // Reads the header and the tokens of every file. What is broken, half written or without its parent goes;
-// what belongs to another model stays, and counts against the budget.
+// what belongs to another model stays, and counts against the budget. What cannot be read just now stays as
+// well, and what builds on it.
 Status DiskCache::scan() {
-  std::map<std::uint64_t, std::uint64_t> last_used;
-  HADAL_RETURN_IF_ERROR(
-      index_->for_each_file([&](std::uint64_t id, std::uint64_t clock) { last_used[id] = clock; }));
-  std::error_code error;
+  HADAL_ASSIGN_OR_RETURN(const auto names, names_in(options_.directory));
   std::map<std::uint64_t, DiskEntry> entries;
-  for (const auto& file : std::filesystem::directory_iterator(options_.directory, error)) {
-    const std::string name = file.path().filename().string();
+  std::set<std::uint64_t> unread;
+  for (const std::string& name : names) {
     if (name.ends_with(".part")) {  // of a process that died while it wrote
-      std::filesystem::remove(file.path(), error);
+      std::error_code ignored;
+      std::filesystem::remove(options_.directory / name, ignored);
       continue;
     }
-    const std::uint64_t id = id_of_name(name);
+    const std::uint64_t id = id_of_cache_file(name);
     if (id == 0) continue;
-    const auto opened = CacheFile::open(file.path());
-    if (!opened || opened->header().id != id) {
-      ++stats_.corrupt;
-      if (options_.notice) {
-        options_.notice(fmt::format("cache: {} is left out and removed: {}", name,
-                                    opened ? "it has another name inside" : opened.error().message()));
-      }
-      std::filesystem::remove(file.path(), error);
-      continue;
+    const auto opened = CacheFile::open(options_.directory / name);
+    if (!opened && opened.error().code() != ErrorCode::corrupt) {
+      unread.insert(id);
+      if (options_.notice)
+        options_.notice(fmt::format("cache: {} is left out: {}", name, opened.error().message()));
+    } else if (!opened) {
+      remove_file(id, name, opened.error().message());
+    } else if (opened->header().id != id) {
+      remove_file(id, name, "it has another name inside");
+    } else {
+      DiskEntry entry{
+          opened->header(), {opened->tokens().begin(), opened->tokens().end()}, 0, opened->bytes()};
+      if (const auto used = last_used_.find(id); used != last_used_.end()) entry.last_used = used->second;
+      entries.emplace(id, std::move(entry));
     }
-    DiskEntry entry{opened->header(), {opened->tokens().begin(), opened->tokens().end()}, 0, opened->bytes()};
-    if (const auto used = last_used.find(id); used != last_used.end()) entry.last_used = used->second;
-    entries.emplace(id, std::move(entry));
   }
-  for (const auto& [id, clock] : last_used) {
-    if (!entries.contains(id)) HADAL_RETURN_IF_ERROR(index_->remove_file(id));
+  for (const auto& [id, clock] : last_used_) {
+    if (!entries.contains(id) && !unread.contains(id)) wrote(index_->remove_file(id), "the index");
   }
   std::vector<DiskEntry*> by_length;
   by_length.reserve(entries.size());
@@ -133,24 +161,26 @@ Status DiskCache::scan() {
   for (DiskEntry* entry : by_length) {
     const CacheFileHeader& h = entry->header;
     const auto parent = known_.find(h.parent);
-    const bool orphan =
-        h.parent != 0 &&
+    if (unread.contains(h.parent)) {
+      unread.insert(h.id);
+      continue;
+    }
+    if (h.parent != 0 &&
         (parent == known_.end() || parent->second.header.length != h.parent_length ||
-         parent->second.header.name_space != h.name_space || parent->second.header.model != h.model);
-    if (orphan) {
-      std::filesystem::remove(path_of(h.id), error);
-      HADAL_RETURN_IF_ERROR(index_->remove_file(h.id));
+         parent->second.header.name_space != h.name_space || parent->second.header.model != h.model)) {
+      remove_file(h.id, cache_file_name(h.id), "what it builds on is gone");
       continue;
     }
     if (h.parent != 0) ++parent->second.children;
     known_[h.id] = {h, entry->last_used, entry->bytes, 0};
     bytes_ += entry->bytes;
-    if (!last_used.contains(h.id)) HADAL_RETURN_IF_ERROR(index_->put_file(h.id, entry->bytes, 0));
+    if (!last_used_.contains(h.id)) wrote(index_->put_file(h.id, entry->bytes, 0), "the index");
     const bool ours = h.model == options_.fingerprint && h.layout == layout_.fingerprint &&
                       h.page_bytes == layout_.page_bytes &&
                       (h.fixed_bytes == layout_.fixed_bytes || h.fixed_bytes == 0);
     if (ours) found_.push_back(std::move(*entry));
   }
+  last_used_.clear();
   return {};
 }
 
@@ -272,7 +302,7 @@ void DiskCache::run() {
         do_load(job);
         break;
       case Job::Kind::record:
-        (void)index_->put_record(job.record.name_space, job.record.key, job.record.value);
+        wrote(index_->put_record(job.record.name_space, job.record.key, job.record.value), "the index");
         if (++records % 1024 == 0) (void)index_->keep_newest_records(kMostRecords);
         break;
     }
@@ -326,28 +356,26 @@ void DiskCache::do_store(Job& job) {
   header.id = job.id;
   HADAL_CHECK(job.name_space.size() == header.name_space.size());
   std::memcpy(header.name_space.data(), job.name_space.data(), header.name_space.size());
-  const auto failed = [&](std::string_view why) {
-    if (options_.notice && !why.empty())
-      options_.notice(fmt::format("cache: a prefix is not kept on disk: {}", why));
-    give({DiskResult::Kind::store_failed, job.id, std::move(job.state)});
-  };
+  const auto failed = [&] { give({DiskResult::Kind::store_failed, job.id, std::move(job.state)}); };
   if (job.parent != 0) {
     const auto parent = known_.find(job.parent);
-    if (parent == known_.end()) return failed("");  // dropped meanwhile
+    if (parent == known_.end()) return failed();  // dropped meanwhile
     header.parent = job.parent;
     header.parent_length = parent->second.header.length;
   }
   const std::int64_t pages = job.state->length() / kPageTokens - header.parent_length / kPageTokens + 1;
   const std::int64_t estimate = layout_.fixed_bytes + pages * layout_.page_bytes +
                                 static_cast<std::int64_t>(4 * job.tokens.size()) + 4096;
-  if (!make_room(estimate, job.parent)) return failed("");  // larger than the budget
+  if (!make_room(estimate, job.parent)) return failed();  // larger than the budget
   const auto bytes = write_cache_file(path_of(job.id), header, job.tokens, *job.state,
                                       options_.windows != WindowStrategy::none);
-  if (!bytes) return failed(bytes.error().message());
+  if (!bytes) {
+    wrote(tl::unexpected(bytes.error()), "a prefix");
+    return failed();
+  }
   std::uint64_t clock = 0;
   for (const auto& [id, known] : known_) clock = std::max(clock, known.last_used);
-  if (const Status indexed = index_->put_file(job.id, *bytes, clock); !indexed && options_.notice)
-    options_.notice(indexed.error().message());  // the file speaks for itself at the next start
+  wrote(index_->put_file(job.id, *bytes, clock), "the index");  // without it the file speaks for itself
   known_[job.id] = {header, clock, *bytes, 0};
   if (header.parent != 0) ++known_[header.parent].children;
   bytes_ += *bytes;

@@ -5,6 +5,8 @@
 // happens to the process, the directory holds only whole files: a file is written under another name, flushed
 // and renamed before the index hears of it, and removed after the index has forgotten it. Files that the
 // index does not know are read for their headers when the directory is opened, so a lost index is rebuilt.
+// A disk that is full or cannot be written costs what would have been kept, never a request: what lies there
+// is used, and one notice says so until a write succeeds again.
 #pragma once
 
 #include <condition_variable>
@@ -22,6 +24,7 @@
 
 #include <hadal/error.h>
 
+#include "base/directory.h"
 #include "base/log.h"
 #include "engine/cache_file.h"
 #include "model/sequence_state.h"
@@ -64,8 +67,8 @@ struct DiskResult {
 
 class DiskCache {
  public:
-  // Creates the directory if need be. Errors: io, and corrupt for an index that SQLite cannot read and that
-  // cannot be moved aside.
+  // Creates the directory if need be. Errors: io: it cannot be made, closed to others or read, or another
+  // process uses it.
   static Result<std::unique_ptr<DiskCache>> open(const StateLayout& layout, DiskCacheOptions options);
   ~DiskCache();  // does what has been asked for first
   DiskCache(const DiskCache&) = delete;
@@ -123,7 +126,10 @@ class DiskCache {
 
   DiskCache(const StateLayout& layout, DiskCacheOptions options);
   Status open_index();
+  Status read_index();
   Status scan();
+  void remove_file(std::uint64_t id, std::string_view name, std::string_view why);
+  void wrote(const Status& status, std::string_view what);
   void run();
   void do_store(Job& job);
   void do_load(const Job& job);
@@ -135,11 +141,14 @@ class DiskCache {
 
   const StateLayout& layout_;
   DiskCacheOptions options_;
+  std::optional<DirectoryLock> lock_;
   std::vector<DiskEntry> found_;
   std::vector<Record> records_;
 
   // Of the worker.
   std::unique_ptr<CacheIndex> index_;
+  bool failing_ = false;                              // the last write did, and that was said
+  std::map<std::uint64_t, std::uint64_t> last_used_;  // by the index, while the directory is opened
   std::map<std::uint64_t, Known> known_;
   std::int64_t bytes_ = 0;
 

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "base/directory.h"
 #include "base/file_writer.h"
 #include "base/mapped_file.h"
 
@@ -90,14 +91,23 @@ Result<std::string> namespace_salt(const std::filesystem::path& directory) {
     return salt;
   };
   if (directory.empty()) return fresh();
+  HADAL_RETURN_IF_ERROR(make_private_directory(directory));
   const std::filesystem::path path = directory / "salt";
   std::error_code error;
-  if (std::filesystem::exists(path, error)) return read_file(path, 4096);
-  std::filesystem::create_directories(directory, error);
+  if (std::filesystem::exists(path, error)) {
+    HADAL_ASSIGN_OR_RETURN(std::string salt, read_file(path, 4096));
+    const bool hex = salt.find_first_not_of("0123456789abcdef") == std::string::npos;
+    if (salt.size() == 64 && hex) return salt;
+    return fail(
+        ErrorCode::corrupt,
+        fmt::format(
+            "{}: not 64 hexadecimal digits; without the salt that was there nothing in {} is ever found "
+            "again: put it back, or remove the directory",
+            path.string(), directory.string()));
+  }
+  if (error) return fail(ErrorCode::io, fmt::format("{}: {}", path.string(), error.message()));
   const std::string salt = fresh();
   HADAL_RETURN_IF_ERROR(write_file(path, salt));
-  std::filesystem::permissions(path, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write,
-                               error);
   return salt;
 }
 

@@ -34,7 +34,8 @@ class ApiKeys {
   std::vector<Sha256> digests_;
 };
 
-// The salt of this server's namespaces: from `directory` (made there if need be), or a fresh one without.
+// The salt of this server's namespaces: from `directory` (made there if need be, and closed to others), or a
+// fresh one without. Errors: io; corrupt: the file there is no salt.
 Result<std::string> namespace_salt(const std::filesystem::path& directory);
 // Of a key and the user that it asks for: 32 bytes from which neither can be told.
 std::string cache_namespace(std::string_view salt, std::string_view key_id, std::string_view user);

@@ -368,8 +368,8 @@ std::string Server::state() const {
   json["turns"] = {{"count", turns.count}, {"bytes", turns.bytes}, {"budget", turns.budget}};
   if (disk_) {
     const DiskCache::Stats disk = disk_->stats();
-    json["disk"] = {
-        {"files", disk.files}, {"bytes", disk.bytes}, {"budget", disk.budget}, {"pending", disk.pending}};
+    json["disk"] = {{"files", disk.files},     {"bytes", disk.bytes},   {"budget", disk.budget},
+                    {"pending", disk.pending}, {"stored", disk.stored}, {"loads", disk.loaded}};
   }
   return to_text(json);
 }

@@ -120,8 +120,8 @@ TEST_F(TrainCommand, FromTextToCheckpoint) {
 }
 
 TEST_F(TrainCommand, CtrlCTakesASnapshotAndResumeGoesOnBitForBit) {
-  ASSERT_EQ(run_command(fmt::format("train {} --run {}", recipe(40), path("whole"))).exit_code, 0);
-  const pid_t child = start(40, "stopped", nullptr);
+  ASSERT_EQ(run_command(fmt::format("train {} --run {}", recipe(24), path("whole"))).exit_code, 0);
+  const pid_t child = start(24, "stopped", nullptr);
   wait_for_steps(child, "stopped", 3);
   ::kill(child, SIGINT);
   int status = 0;
@@ -130,22 +130,22 @@ TEST_F(TrainCommand, CtrlCTakesASnapshotAndResumeGoesOnBitForBit) {
   EXPECT_EQ(WEXITSTATUS(status), 0);
   EXPECT_THAT(bytes_of("stopped.err"), HasSubstr("--resume goes on from there"));
   EXPECT_THAT(bytes_of("stopped.err"), Not(HasSubstr("ETA")));
-  EXPECT_LT(list_snapshots(path("stopped")).back(), 40);
-  ASSERT_EQ(run_command(fmt::format("train {} --run {} --resume", recipe(40), path("stopped"))).exit_code, 0);
+  EXPECT_LT(list_snapshots(path("stopped")).back(), 24);
+  ASSERT_EQ(run_command(fmt::format("train {} --run {} --resume", recipe(24), path("stopped"))).exit_code, 0);
   EXPECT_TRUE(last_snapshot("stopped") == last_snapshot("whole"));
 }
 
 // Killed when it pleases the scheduler, resumed, until it is through.
 TEST_F(TrainCommand, KillsAtRandomMomentsDoNotShow) {
-  ASSERT_EQ(run_command(fmt::format("train {} --run {}", recipe(40), path("whole"))).exit_code, 0);
-  const pid_t child = start(40, "killed", nullptr);
+  ASSERT_EQ(run_command(fmt::format("train {} --run {}", recipe(16), path("whole"))).exit_code, 0);
+  const pid_t child = start(16, "killed", nullptr);
   wait_for_steps(
       child, "killed",
-      1 + static_cast<std::int64_t>(std::chrono::steady_clock::now().time_since_epoch().count() / 1000 % 25));
+      1 + static_cast<std::int64_t>(std::chrono::steady_clock::now().time_since_epoch().count() / 1000 % 10));
   ::kill(child, SIGKILL);
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
-  ASSERT_EQ(run_command(fmt::format("train {} --run {} --resume --threads 2", recipe(40), path("killed")))
+  ASSERT_EQ(run_command(fmt::format("train {} --run {} --resume --threads 2", recipe(16), path("killed")))
                 .exit_code,
             0);
   EXPECT_TRUE(last_snapshot("killed") == last_snapshot("whole"));
@@ -153,7 +153,7 @@ TEST_F(TrainCommand, KillsAtRandomMomentsDoNotShow) {
 
 TEST_F(TrainCommand, ATerminalSeesABarWithTheTimeLeft) {
   int terminal = -1;
-  const pid_t child = start(60, "bar", &terminal);
+  const pid_t child = start(20, "bar", &terminal);
   std::string seen;
   char part[4096];
   for (ssize_t n = 0; (n = ::read(terminal, part, sizeof(part))) > 0;)
@@ -161,7 +161,7 @@ TEST_F(TrainCommand, ATerminalSeesABarWithTheTimeLeft) {
   int status = 0;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   ::close(terminal);
-  EXPECT_THAT(seen, HasSubstr("/60 ["));
+  EXPECT_THAT(seen, HasSubstr("/20 ["));
   EXPECT_THAT(seen, HasSubstr("ETA "));
   EXPECT_THAT(seen, HasSubstr("tokens/s"));
 }

@@ -1,8 +1,9 @@
 // Prefixes on disk: restored bit for bit after a restart, verified, within the budget; whatever happens to
 // the files, a request is at worst read again.
-#include <fcntl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <fstream>
 
 #include <gtest/gtest.h>
@@ -207,6 +208,154 @@ TEST_F(DiskCacheTest, StaysWithinItsBudget) {
   EXPECT_GT(bytes, budget / 3);
   EXPECT_EQ(disk->stats().bytes, bytes);
   EXPECT_GT(disk->stats().dropped, 0);
+}
+
+// SQLite opens a file whose first page is right, and finds the damage when it reads the rows.
+TEST_F(DiskCacheTest, AnIndexThatIsBrokenInsideIsMadeAnew) {
+  Session session;
+  {
+    const auto disk = open();
+    Scheduler scheduler(*runner_, disk.get(), {});
+    session = turns(scheduler, 2);
+    for (int i = 0; i < 300; ++i) disk->put_record({"ns", "key" + std::to_string(i), std::string(500, 'v')});
+    scheduler.drain(std::chrono::seconds(10));
+  }
+  const std::filesystem::path index = directory_.path() / "cache/index.sqlite";
+  std::string bytes;
+  {
+    std::ifstream in(index, std::ios::binary);
+    bytes.assign(std::istreambuf_iterator<char>(in), {});
+  }
+  ASSERT_GT(bytes.size(), 100'000U);
+  std::fill(bytes.begin() + 8192, bytes.end(), '\x5a');
+  std::ofstream(index, std::ios::binary | std::ios::trunc) << bytes;
+  const auto disk = open();
+  ASSERT_NE(disk, nullptr);
+  EXPECT_NE(notices_.find("index.sqlite.broken"), std::string::npos) << notices_;
+  EXPECT_TRUE(std::filesystem::exists(directory_.path() / "cache/index.sqlite.broken"));
+  EXPECT_TRUE(disk->records().empty());
+  Scheduler scheduler(*runner_, disk.get(), {});
+  const GenerationEnd& again = run(scheduler, request_of(session.history, 100, 5));
+  EXPECT_EQ(again.tokens, session.last);
+  EXPECT_GT(again.cached_tokens, 500) << "the files speak for themselves";
+}
+
+// What cannot be read now may be readable again later: it stays, and so does what builds on it.
+TEST_F(DiskCacheTest, WhatCannotBeReadIsNotThrownAway) {
+  Session session;
+  {
+    const auto disk = open();
+    Scheduler scheduler(*runner_, disk.get(), {});
+    session = turns(scheduler, 3);
+    scheduler.drain(std::chrono::seconds(10));
+  }
+  std::filesystem::path root;
+  for (const auto& name : files()) {
+    const auto file = CacheFile::open(name);
+    ASSERT_TRUE(file.has_value());
+    if (file->header().parent == 0) root = name;
+  }
+  const std::filesystem::path aside = directory_.path() / "aside";
+  std::filesystem::rename(root, aside);
+  std::filesystem::create_directory(root);
+  {
+    const auto disk = open();
+    EXPECT_NE(notices_.find("is left out: "), std::string::npos) << notices_;
+    EXPECT_EQ(notices_.find("removed"), std::string::npos) << notices_;
+    Scheduler scheduler(*runner_, disk.get(), {});
+    EXPECT_EQ(run(scheduler, request_of(session.history, 100, 5)).tokens, session.last);
+  }
+  std::filesystem::remove(root);
+  std::filesystem::rename(aside, root);
+  const auto disk = open();
+  Scheduler scheduler(*runner_, disk.get(), {});
+  const GenerationEnd& again = run(scheduler, request_of(session.history, 100, 5));
+  EXPECT_EQ(again.tokens, session.last);
+  EXPECT_GE(again.cached_tokens, static_cast<std::int64_t>(session.history.size()) - 101);
+}
+
+TEST_F(DiskCacheTest, WhatBuildsOnALostFileGoesAndIsSaid) {
+  {
+    const auto disk = open();
+    Scheduler scheduler(*runner_, disk.get(), {});
+    turns(scheduler, 3);
+    scheduler.drain(std::chrono::seconds(10));
+  }
+  for (const auto& name : files()) {
+    if (CacheFile::open(name)->header().parent == 0) std::filesystem::remove(name);
+  }
+  const auto disk = open();
+  EXPECT_TRUE(files().empty());
+  EXPECT_EQ(disk->stats().corrupt, 2);
+  EXPECT_NE(notices_.find("what it builds on is gone"), std::string::npos) << notices_;
+}
+
+// A full disk, as the size that a file may have: it costs what would have been kept, is said once, and
+// passes.
+TEST_F(DiskCacheTest, AFullDiskIsSaidOnceAndCostsNoRequest) {
+  const auto disk = open();
+  Scheduler scheduler(*runner_, disk.get(), {});
+  const std::vector<std::int32_t> first = run(scheduler, request_of(random_tokens(500, 0), 20)).tokens;
+  disk->flush();
+  const auto stored = disk->stats().stored;
+  ASSERT_GT(stored, 0);
+  ::signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit none{4096, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &none), 0);
+  for (std::uint64_t i = 1; i < 6; ++i)
+    EXPECT_EQ(run(scheduler, request_of(random_tokens(500, i), 5)).tokens.size(), 5U);
+  EXPECT_EQ(run(scheduler, request_of(random_tokens(500, 0), 20)).tokens, first);
+  disk->flush();
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+  EXPECT_EQ(disk->stats().stored, stored);
+  EXPECT_EQ(std::count(notices_.begin(), notices_.end(), '\n'), 1) << notices_;
+  EXPECT_NE(notices_.find("cannot be written"), std::string::npos) << notices_;
+  run(scheduler, request_of(random_tokens(500, 9), 5));
+  disk->flush();
+  EXPECT_GT(disk->stats().stored, stored);
+  EXPECT_NE(notices_.find("writing works again"), std::string::npos) << notices_;
+}
+
+TEST_F(DiskCacheTest, OpensWhereNothingCanBeWritten) {
+  Session session;
+  {
+    const auto disk = open();
+    Scheduler scheduler(*runner_, disk.get(), {});
+    session = turns(scheduler, 2);
+    scheduler.drain(std::chrono::seconds(10));
+  }
+  ::signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &none), 0);
+  const auto disk = open();
+  EXPECT_NE(notices_.find("the index cannot be written"), std::string::npos) << notices_;
+  {
+    Scheduler scheduler(*runner_, disk.get(), {});
+    const GenerationEnd& again = run(scheduler, request_of(session.history, 100, 5));
+    EXPECT_EQ(again.tokens, session.last);
+    EXPECT_GT(again.cached_tokens, 500) << "what lies there is used";
+  }
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+}
+
+TEST_F(DiskCacheTest, ADirectoryHasOneOwner) {
+  auto disk = open();
+  DiskCacheOptions options;
+  options.directory = directory_.path() / "cache";
+  const auto second = DiskCache::open(runner_->layout(), options);
+  ASSERT_FALSE(second.has_value());
+  EXPECT_NE(second.error().message().find("another process of hadal uses this directory"), std::string::npos);
+  disk.reset();
+  EXPECT_TRUE(DiskCache::open(runner_->layout(), options).has_value());
+  options.directory = directory_.path() / "file";
+  std::ofstream(options.directory) << "x";
+  const auto file = DiskCache::open(runner_->layout(), options);
+  ASSERT_FALSE(file.has_value());
+  EXPECT_NE(file.error().message().find((directory_.path() / "file").string()), std::string::npos);
 }
 
 TEST_F(DiskCacheTest, RecordsComeBackInOrder) {
