@@ -217,7 +217,11 @@ void DiskCache::load(std::uint64_t id) {
 void DiskCache::put_record(Record record) {
   {
     const std::lock_guard lock(mutex_);
-    jobs_.push_back({Job::Kind::record, 0, 0, {}, {}, {}, std::move(record)});
+    // Before the writes of states, which take long: without it a turn that a client has is not found after a
+    // crash.
+    const auto place =
+        std::find_if(jobs_.begin(), jobs_.end(), [](const Job& job) { return job.kind == Job::Kind::store; });
+    jobs_.insert(place, {Job::Kind::record, 0, 0, {}, {}, {}, std::move(record)});
   }
   work_.notify_one();
 }

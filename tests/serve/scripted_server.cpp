@@ -85,6 +85,7 @@ int main(int argc, char** argv) {
   options.scheduler.state_bytes = number("state_bytes", 0);
   options.keep_alive = std::chrono::seconds(number("keep_alive", 10));
   options.cache_directory = text("cache", "");
+  options.cache_windows = must(window_strategy_from_string(text("cache_windows", "periodic")));
   if (given.contains("keys")) options.keys = must(serve::ApiKeys::load(given["keys"]));
   if (given.contains("log"))
     options.log = [](std::string_view line) {
