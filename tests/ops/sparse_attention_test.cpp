@@ -140,13 +140,14 @@ struct Difference {
 
 TEST_P(SparseAttentionTest, MatchesReference) {
   struct Case {
-    std::int64_t dim, heads, window, ratio, length, k;
+    std::int64_t dim, rope_dim, heads, window, ratio, length, k;
   };
   for (const Case& c :
-       {Case{128, 21, 7, 4, 150, 0}, Case{96, 5, 20, 4, 90, 9}, Case{512, 64, 128, 4, 300, 40},
-        Case{160, 33, 16, 128, 515, 0}, Case{512, 72, 3, 128, 270, 0}}) {
+       {Case{128, 64, 21, 7, 4, 150, 0}, Case{96, 32, 5, 20, 4, 90, 9}, Case{512, 64, 64, 128, 4, 300, 40},
+        Case{160, 32, 33, 16, 128, 515, 0}, Case{512, 64, 72, 3, 128, 270, 0},
+        Case{80, 16, 4, 64, 4, 200, 20}, Case{112, 48, 21, 7, 32, 300, 0}}) {
     for (const RowFormat format : {RowFormat::f32, RowFormat::fp8_bf16}) {
-      const RowShape row{format, c.dim, c.dim == 96 || c.dim == 160 ? 32 : 64};
+      const RowShape row{format, c.dim, c.rope_dim};
       const History history(row, c.heads, c.window, c.ratio, c.length);
       const std::int64_t begin = c.length - 9;
       const auto expected = history.run(nullptr, begin, c.length, c.k);

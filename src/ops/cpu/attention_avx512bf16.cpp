@@ -183,8 +183,10 @@ void transpose_queries(const float* q, std::int64_t real_heads, std::int64_t hea
 
 void sparse_attention(const SparseAttentionParams& p, std::int64_t t, std::int64_t head_begin,
                       std::int64_t head_end) {
-  if (!p.bf16) return avx512::kernels().sparse_attention(p, t, head_begin, head_end);
   const std::int64_t dim = p.row.dim, real_heads = head_end - head_begin;
+  // Pairs come 16 to a register.
+  if (!p.bf16 || dim % 32 != 0 || p.values() % 32 != 0)
+    return avx512::kernels().sparse_attention(p, t, head_begin, head_end);
   const std::int64_t heads = (real_heads + 15) / 16 * 16;
   const std::int64_t stride = dim / 2 + 16;  // of a row, in pairs; odd in cache lines
   const AttentionRows rows(p, t);

@@ -147,7 +147,7 @@ void CpuBackend::linear(const LinearParams& p) {
 }
 
 void CpuBackend::sparse_attention(const SparseAttentionParams& p) {
-  if (p.row.dim % 32 != 0 || p.row.rope_dim % 32 != 0 || p.values() % 32 != 0)
+  if (p.row.dim % 16 != 0 || p.row.rope_dim % 16 != 0 || p.values() % 16 != 0)
     return ref::sparse_attention(p, pool_);
   // Heads that share the unpacking of a row: all that a call takes, or half where threads would have no work.
   const auto units = [&](std::int64_t heads) { return p.n_tokens * ((p.heads + heads - 1) / heads); };

@@ -81,9 +81,11 @@ class CpuBackend final : public ReferenceBackend {
   void multiply(const Linear& w, std::int64_t begin, std::int64_t end, const Tokens& tokens, const Input& in,
                 float* y, bool accumulate) const;
   void index_select_slice(const IndexSelectParams& p);
-  // Of token t for the first n_rows rows of a block: as `block` unpacked (FP4) or where the tiles are.
+  // Of token t for the first n_rows rows of a block: as `block` unpacked (FP4), as columns (float32) or where
+  // the tiles are.
   void block_scores(const IndexSelectParams& p, std::int64_t t, const std::byte* const* tiles,
-                    const cpu::IndexRowBlock& block, std::int64_t n_rows, float* scores) const;
+                    const cpu::IndexRowBlock& block, const float* columns, std::int64_t n_rows,
+                    float* scores) const;
   // Leaves for each token t of [token_begin, token_end) the candidates among rows [row_begin, row_end) at
   // keys + t * keys_stride, and their number.
   void index_candidates(const IndexSelectParams& p, std::int64_t token_begin, std::int64_t token_end,

@@ -22,7 +22,7 @@ constexpr std::int64_t kSlice = 1024;  // tokens at a time, so that scratch does
 // What a thread needs beside the candidates, kept for its next piece.
 struct ThreadScratch {
   Buffer<std::uint8_t> codes;
-  Buffer<float> block_scale, scale;
+  Buffer<float> block_scale, scale, columns;
   Buffer<std::uint64_t> keys;
 
   cpu::IndexRowBlock block(std::int64_t dim) {
@@ -34,6 +34,12 @@ struct ThreadScratch {
     }
     return {dim, false, codes.data(), scale.data(), block_scale.data()};
   }
+  // [dim][kIndexBlockRows], zeros at first for the same reason.
+  float* columns_of_block(std::int64_t dim) {
+    const auto size = static_cast<std::size_t>(kIndexBlockRows * dim);
+    if (columns.size() < size) columns = Buffer<float>(size);
+    return columns.data();
+  }
   std::uint64_t* keys_of(std::int64_t n) {
     if (static_cast<std::int64_t>(keys.size()) < n)
       keys = Buffer<std::uint64_t>::uninitialised(static_cast<std::size_t>(n));
@@ -43,6 +49,15 @@ struct ThreadScratch {
 ThreadScratch& thread_scratch() {
   static thread_local ThreadScratch scratch;
   return scratch;
+}
+
+// Rows of float32 as columns.
+void transpose(const std::byte* const* tiles, std::int64_t n_rows, std::int64_t dim, float* to) {
+  for (std::int64_t row = 0; row < n_rows; ++row) {
+    const float* from =
+        reinterpret_cast<const float*>(tiles[row / kIndexTileRows]) + row % kIndexTileRows * dim;
+    for (std::int64_t i = 0; i < dim; ++i) to[i * kIndexBlockRows + row] = from[i];
+  }
 }
 
 std::int64_t fp8_query_size(const IndexSelectParams& p) {
@@ -76,7 +91,8 @@ void list_tiles(const PagedRows& rows, std::int64_t row, std::int64_t n_rows, co
 }  // namespace
 
 void CpuBackend::block_scores(const IndexSelectParams& p, std::int64_t t, const std::byte* const* tiles,
-                              const cpu::IndexRowBlock& block, std::int64_t n_rows, float* scores) const {
+                              const cpu::IndexRowBlock& block, const float* columns, std::int64_t n_rows,
+                              float* scores) const {
   const float *q = p.q + t * p.heads * p.dim, *weights = p.weights + t * p.heads;
   switch (p.rows.shape.format) {
     case RowFormat::fp4_tiles:
@@ -91,11 +107,7 @@ void CpuBackend::block_scores(const IndexSelectParams& p, std::int64_t t, const 
       return;
     }
     default:
-      for (std::int64_t i = 0; i < n_rows; i += kIndexTileRows) {
-        kernels_.index_row_scores(reinterpret_cast<const float*>(tiles[i / kIndexTileRows]),
-                                  std::min(kIndexTileRows, n_rows - i), q, weights, p.heads, p.dim,
-                                  scores + i);
-      }
+      return kernels_.index_row_scores(columns, q, weights, p.heads, p.dim, scores);
   }
 }
 
@@ -186,6 +198,7 @@ void CpuBackend::index_candidates(const IndexSelectParams& p, std::int64_t token
   const bool fp8 = p.rows.shape.format == RowFormat::fp8_f32;
   ThreadScratch& scratch = thread_scratch();
   cpu::IndexRowBlock block = scratch.block(p.dim);
+  float* columns = fp4 || fp8 ? nullptr : scratch.columns_of_block(p.dim);
   std::int64_t most = 0;
   std::array<cpu::Candidates, kTokens> candidates;
   for (std::int64_t t = token_begin; t < token_end; ++t) {
@@ -199,11 +212,12 @@ void CpuBackend::index_candidates(const IndexSelectParams& p, std::int64_t token
     const std::byte* tiles[cpu::kIndexBlockTiles];
     list_tiles(p.rows, row, n_rows, tiles);
     if (fp4) kernels_.index_unpack(tiles, n_rows, block);
-    if (fp4 || fp8) prefetch(p.rows, row + kIndexBlockRows, std::min(most, row_end));
+    if (columns != nullptr) transpose(tiles, n_rows, p.dim, columns);
+    prefetch(p.rows, row + kIndexBlockRows, std::min(most, row_end));
     for (std::int64_t t = token_begin; t < token_end; ++t) {
       const std::int64_t seen = std::min(p.visible[static_cast<std::size_t>(t)] - row, kIndexBlockRows);
       if (seen <= 0) continue;
-      block_scores(p, t, tiles, block, seen, scores);
+      block_scores(p, t, tiles, block, columns, seen, scores);
       candidates[static_cast<std::size_t>(t - token_begin)].offer(scores, row, seen);
     }
   }

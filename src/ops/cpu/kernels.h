@@ -131,10 +131,9 @@ struct Kernels {
   // rows of a block.
   void (*index_unpack)(const std::byte* const* tiles, std::int64_t n_rows, IndexRowBlock& block);
   void (*index_scores)(const IndexRowBlock& block, const IndexQuery& q, float* scores);
-  // The same for consecutive rows in float32, dim % 32 == 0: rows [n_rows, dim], q [heads, dim], weights
-  // [heads].
-  void (*index_row_scores)(const float* rows, std::int64_t n_rows, const float* q, const float* weights,
-                           std::int64_t heads, std::int64_t dim, float* scores);
+  // The same for a block in float32: rows [dim, kIndexBlockRows], q [heads, dim], weights [heads].
+  void (*index_row_scores)(const float* rows, const float* q, const float* weights, std::int64_t heads,
+                           std::int64_t dim, float* scores);
   // The same for consecutive rows of V3.2 (RowFormat::fp8_f32), dim % 128 == 0. index_fp8_query makes `pairs`
   // [dim / 2, heads rounded up to 32] of a token's q; null where q is read as it is.
   void (*index_fp8_query)(const float* q, std::int64_t heads, std::int64_t dim, std::uint32_t* pairs);
