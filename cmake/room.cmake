@@ -42,6 +42,14 @@ function(hadal_room name)
   target_include_directories(hadal_${name} PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
   target_link_libraries(hadal_${name} PUBLIC ${ARG_DEPS})
   hadal_compile_options(hadal_${name})
+  # The kernels set compiler options within their files, and are what takes long by itself.
+  if(HADAL_UNITY AND NOT name STREQUAL "ops")
+    set_target_properties(hadal_${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 6)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # Every file's anonymous namespace is its own to g++ only while the file is compiled alone.
+      target_compile_options(hadal_${name} PRIVATE -Wno-subobject-linkage)
+    endif()
+  endif()
   if(HADAL_FUZZ AND NOT name MATCHES "^(ops|plan|engine|cli)$")
     # Coverage, for fuzz/: of the rooms that parse. In kernels and samplers it would only cost.
     target_compile_options(hadal_${name} PRIVATE -fsanitize=fuzzer-no-link)

@@ -5,8 +5,9 @@
 
 Reads the #include lines of include/, src/, tests/, fuzz/ and bench/, and the links of hadal_room() in
 CMakeLists.txt. Also fails where two files of src/ and include/ define a type of one name in one namespace:
-what no file includes together the linker mixes up without a word. First it proves, on a tree made for it,
-that it can fail.
+what no file includes together the linker mixes up without a word. And where two sources of a room have the same
+name in their unnamed namespaces, which HADAL_UNITY compiles together. First it proves, on a tree made for it, that it
+can fail.
 """
 
 import re
@@ -47,6 +48,9 @@ TEST_HELPERS = {"base", "tensor", "formats"}
 INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
 NAMESPACE = re.compile(r"(?:inline )?namespace\s*([\w:]*)\s*\{")
 TYPE = re.compile(r"(?:struct|class|enum class|union)\s+(?:alignas\([^)]*\)\s*)?(\w+(?:::\w+)*)\b(?!\s*(?::[\s\w:]+)?;)")
+# A constant, or a function with its parameters as far as they stand in the line.
+CONSTANT = re.compile(r"(?:inline )?(?:constexpr|const) [^=;]*?\b(k[A-Z]\w*)\s*[=\[{]")
+FUNCTION = re.compile(r"(?! |return|using|template|static_assert|HADAL_)[\w:<>,&*\[\] ]+?\b(\w+\([^;]*)$")
 ROOM_CALL = re.compile(r"^hadal_room\((\w+)\s+DEPS\s+([^)]*)\)", re.MULTILINE)
 SUFFIXES = {".h", ".cpp", ".inc", ".cu", ".cuh"}
 
@@ -100,10 +104,12 @@ def check_include(root: Path, file: Path, angled: bool, target: str) -> str | No
     return f'"{target}": may include from {", ".join(sorted(allowed)) or "no room"} only'
 
 
-def types(text: str) -> list[tuple[int, str]]:
-    """Line and full name of each type that the text defines at the level of a namespace, the unnamed one left
-    out. Relies on the project's format: no indentation there, and `}  // namespace NAME` at the end."""
-    found = []
+def names(text: str) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Line and full name of each type that the text defines at the level of a namespace, and of each type, constant
+    and function in an unnamed one. Relies on the project's format: no indentation there, and
+    `}  // namespace NAME` at the end."""
+    found: list[tuple[int, str]] = []
+    hidden: list[tuple[int, str]] = []
     namespaces: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         if match := NAMESPACE.match(line):
@@ -111,9 +117,12 @@ def types(text: str) -> list[tuple[int, str]]:
                 namespaces.append(match[1])
         elif line.startswith("}  // namespace") and namespaces:
             namespaces.pop()
-        elif (match := TYPE.match(line)) and "" not in namespaces:
-            found.append((number, "::".join([*namespaces, match[1]])))
-    return found
+        elif "" not in namespaces:
+            if match := TYPE.match(line):
+                found.append((number, "::".join([*namespaces, match[1]])))
+        elif match := TYPE.match(line) or CONSTANT.match(line) or FUNCTION.match(line):
+            hidden.append((number, "::".join([*filter(None, namespaces), match[1]])))
+    return found, hidden
 
 
 def problems(root: Path) -> list[str]:
@@ -127,7 +136,13 @@ def problems(root: Path) -> list[str]:
         path = file.relative_to(root).as_posix()
         text = file.read_text(encoding="utf-8")
         if path.startswith(("include/", "src/")) and file.suffix != ".inc":
-            for number, name in types(text):
+            visible, hidden = names(text)
+            if path.startswith("src/") and file.suffix == ".cpp" and not path.startswith("src/ops/"):
+                for number, name in hidden:
+                    key = f"{path.split('/')[1]}: {name}"
+                    if defined.setdefault(key, path) != path:
+                        found.append(f"{path}:{number}: {defined[key]} has {name} in its unnamed namespace too")
+            for number, name in visible:
                 if defined.setdefault(name, path) != path:
                     found.append(f"{path}:{number}: {defined[name]} defines {name} too")
         for number, line in enumerate(text.splitlines(), 1):
@@ -167,6 +182,9 @@ def check_that_it_can_fail() -> None:
         "src/text/d.cpp": '#include "embedded_model.h"\n#include "utf8.h"\n',
         "src/text/k.h": "namespace hadal {\nstruct Row;\nstruct Row {\n  struct Part {};\n};\n}  // namespace hadal\n",
         "src/text/l.cpp": "namespace hadal {\nnamespace {\nstruct Row {};\n}  // namespace\nstruct Part {};\n}  // namespace hadal\n",
+        "src/text/o.cpp": "namespace hadal {\nnamespace {\nstruct Row {};\nconstexpr int kA = 1;\nint f(int a) {\n}\nint f(char a) {\n}\n}  // namespace\n}  // namespace hadal\n",
+        "src/text/p.cpp": "namespace hadal {\nnamespace {\nconstexpr int kA = 2, kB = 1;\nint f(char a) {\n}\n}  // namespace\n}  // namespace hadal\n",
+        "src/base/p.cpp": "namespace hadal {\nnamespace {\nconstexpr int kA = 2;\n}  // namespace\n}  // namespace hadal\n",
         "src/text/m.cpp": "namespace hadal::a {\nstruct Row {};\n}  // namespace hadal::a\n",
         "src/text/n.cpp": "namespace hadal {\nenum class Row { a };\n}  // namespace hadal\n",
         "src/attic/e.cpp": '#include "base/log.h"\n',
@@ -191,6 +209,9 @@ def check_that_it_can_fail() -> None:
         "src/text/d.cpp:1",
         "src/text/d.cpp:2",
         "src/text/n.cpp:2",
+        "src/text/o.cpp:3",
+        "src/text/p.cpp:3",
+        "src/text/p.cpp:4",
         "tests/helper.h:2",
         "tests/tensor/g_test.cpp:1",
         "tests/text/f_test.cpp:3",
@@ -210,7 +231,7 @@ def main() -> int:
     check_that_it_can_fail()
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
     found = problems(root)
-    print("\n".join(found) if found else "every include follows the arrows, every type has one definition")
+    print("\n".join(found) if found else "every include follows the arrows, every name has one definition")
     return 1 if found else 0
 
 

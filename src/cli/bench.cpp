@@ -15,6 +15,7 @@
 #include "cli/bench_profile.h"
 #include "cli/command.h"
 #include "cli/engine_options.h"
+#include "engine/embedded.h"
 #include "engine/sampler.h"
 #include "model/init.h"
 #include "model/transformer.h"
@@ -24,7 +25,7 @@
 namespace hadal::cli {
 namespace {
 
-struct Arguments {
+struct BenchArguments {
   EngineOptions engine;
   std::string preset, compare;
   std::int64_t layers = 0, experts = 0, prefill = 512, chunk = 512, tokens = 16, batch = 1;
@@ -32,7 +33,7 @@ struct Arguments {
   bool profile = false, json = false;
 };
 
-struct Row {
+struct BenchRow {
   std::string phase;
   std::int64_t context = 0, batch = 1;
   double tokens_per_s = 0, read_gbps = 0;
@@ -43,14 +44,14 @@ struct Row {
 };
 
 // Enough to miss every cache; a budget pays for it.
-std::size_t bandwidth_buffer(const Arguments& arguments) {
+std::size_t bandwidth_buffer(const BenchArguments& arguments) {
   return arguments.engine.memory_bytes > 0 ? std::size_t{256} << 20 : std::size_t{1} << 30;
 }
 
 // Of the memory that the weights are in: what reading it alone reaches or, on a device, what copies move.
 class Bandwidth {
  public:
-  Bandwidth(const Arguments& arguments, Memory& memory, ThreadPool& pool) {
+  Bandwidth(const BenchArguments& arguments, Memory& memory, ThreadPool& pool) {
     if (memory.on_host())
       read_.emplace(bandwidth_buffer(arguments), pool);
     else
@@ -65,7 +66,7 @@ class Bandwidth {
 
 class Bench {
  public:
-  Bench(const Arguments& arguments, const Model& model, StateFormat format, Transformer& transformer,
+  Bench(const BenchArguments& arguments, const Model& model, StateFormat format, Transformer& transformer,
         ThreadPool& pool)
       : arguments_(arguments),
         model_(model),
@@ -92,7 +93,7 @@ class Bench {
   }
   static constexpr int kMostFillingSteps = 200;
 
-  Result<Row> decode(std::int64_t context) {
+  Result<BenchRow> decode(std::int64_t context) {
     std::vector<SequenceState> states = make_states(context);
     std::vector<double> seconds, reads;
     std::vector<ArithmeticPeaks> peaks;
@@ -108,7 +109,7 @@ class Bench {
       }
     }
     disk.stop(std::accumulate(seconds.begin(), seconds.end(), 0.0));
-    Row out = row("decode", context, arguments_.batch, arguments_.batch, seconds, reads, peaks);
+    BenchRow out = row("decode", context, arguments_.batch, arguments_.batch, seconds, reads, peaks);
     out.disk = disk;
     for (std::int64_t i = 0; arguments_.profile && i < arguments_.tokens; ++i) {
       HADAL_ASSIGN_OR_RETURN(const double step, decode_step(states, &out.profile.ops));
@@ -117,7 +118,7 @@ class Bench {
     return out;
   }
 
-  Result<Row> prefill(std::int64_t context) {
+  Result<BenchRow> prefill(std::int64_t context) {
     std::vector<double> seconds, reads;
     std::vector<ArithmeticPeaks> peaks;
     DiskMeter disk(model_.expert_cache());
@@ -131,7 +132,7 @@ class Bench {
       HADAL_RETURN_IF_ERROR(disk.measure());
     }
     disk.stop(std::accumulate(seconds.begin(), seconds.end(), 0.0));
-    Row out = row("prefill", context, 1, arguments_.prefill, seconds, reads, peaks);
+    BenchRow out = row("prefill", context, 1, arguments_.prefill, seconds, reads, peaks);
     out.disk = disk;
     if (arguments_.profile) HADAL_RETURN_IF_ERROR(read_prompt(context, &out.profile));
     return out;
@@ -228,17 +229,17 @@ class Bench {
     }
     return tokens;
   }
-  Row row(const char* phase, std::int64_t context, std::int64_t batch, std::int64_t tokens,
-          const std::vector<double>& seconds, const std::vector<double>& reads,
-          const std::vector<ArithmeticPeaks>& peaks) const {
-    Row out{.phase = phase,
-            .context = context,
-            .batch = batch,
-            .tokens_per_s = static_cast<double>(tokens) / mean(seconds),
-            .read_gbps = mean_rate(reads),
-            .peaks = mean(peaks),
-            .cost = {},
-            .profile = {}};
+  BenchRow row(const char* phase, std::int64_t context, std::int64_t batch, std::int64_t tokens,
+               const std::vector<double>& seconds, const std::vector<double>& reads,
+               const std::vector<ArithmeticPeaks>& peaks) const {
+    BenchRow out{.phase = phase,
+                 .context = context,
+                 .batch = batch,
+                 .tokens_per_s = static_cast<double>(tokens) / mean(seconds),
+                 .read_gbps = mean_rate(reads),
+                 .peaks = mean(peaks),
+                 .cost = {},
+                 .profile = {}};
     const bool decoding = out.phase == "decode";
     const ForwardShape step{context, batch, 1, 1},
         chunk{context, 1, std::min(arguments_.chunk, arguments_.prefill), 1};
@@ -246,7 +247,7 @@ class Bench {
     return out;
   }
 
-  const Arguments& arguments_;
+  const BenchArguments& arguments_;
   const Model& model_;
   const StateLayout& layout_;
   CostModel cost_model_;
@@ -258,7 +259,7 @@ class Bench {
   std::uint64_t drawn_ = 0;
 };
 
-MemoryBudget memory_budget(const Arguments& arguments, const Backend& backend) {
+MemoryBudget memory_budget(const BenchArguments& arguments, const Backend& backend) {
   const std::int64_t deepest = *std::max_element(arguments.contexts.begin(), arguments.contexts.end());
   const std::int64_t timed = std::max(arguments.tokens + 1, arguments.prefill);
   return {.bytes = arguments.engine.memory_bytes,
@@ -270,11 +271,12 @@ MemoryBudget memory_budget(const Arguments& arguments, const Backend& backend) {
           .beside_weight = beside_weights(arguments.engine.numerics, backend)};
 }
 
-Result<Model> open_model(const Arguments& arguments, const Backend& backend, ThreadPool& pool) {
+Result<Model> open_model(const BenchArguments& arguments, const Backend& backend, ThreadPool& pool) {
   const WeightCheck check = WeightCheck::before(arguments.engine.numerics, pool);
   if (!arguments.engine.model.empty())
     return Model::load(arguments.engine.model, arguments.engine.notice, memory_budget(arguments, backend),
                        check);
+  if (arguments.preset.empty()) return load_embedded_model(arguments.engine.notice);
   HADAL_ASSIGN_OR_RETURN(Config config, preset_config(arguments.preset));
   HADAL_ASSIGN_OR_RETURN(config, cut_config(std::move(config), arguments.layers, arguments.experts));
   // Speed needs no drafter, and memory is short.
@@ -288,7 +290,7 @@ Result<Model> open_model(const Arguments& arguments, const Backend& backend, Thr
 }
 
 // --compare: the same depths, other defaults.
-Status compare(const Arguments& arguments, bool contexts_given) {
+Status compare(const BenchArguments& arguments, bool contexts_given) {
   HADAL_RETURN_IF_ERROR(apply_memory_options(arguments.engine));
   ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend,
@@ -305,15 +307,14 @@ Status compare(const Arguments& arguments, bool contexts_given) {
   return compare_models(request, *backend, pool);
 }
 
-Status bench(const Arguments& arguments) {
-  if (arguments.engine.model.empty() == arguments.preset.empty()) {
-    return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash, pro or v3.2");
-  }
+Status bench(const BenchArguments& arguments) {
+  if (!arguments.engine.model.empty() && !arguments.preset.empty())
+    return fail(ErrorCode::invalid_argument, "give either -m MODEL or --preset flash, pro or v3.2, not both");
   if (arguments.profile && arguments.engine.backend == "cuda")
     return fail(ErrorCode::invalid_argument, "--profile times the ops of the CPU; a device does them later");
   if (arguments.engine.memory_bytes > 0 && arguments.engine.model.empty())
     return fail(ErrorCode::invalid_argument,
-                "--memory needs -m MODEL: random weights of --preset are in memory");
+                "--memory needs -m MODEL: random weights of --preset, and the embedded model, are in memory");
   HADAL_RETURN_IF_ERROR(apply_memory_options(arguments.engine));
   ThreadPool pool(arguments.engine.threads, arguments.engine.pin_threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend,
@@ -365,7 +366,7 @@ Status bench(const Arguments& arguments) {
   for (const std::int64_t context : arguments.contexts) {
     for (const bool decoding : {true, false}) {
       if (decoding ? arguments.tokens == 0 : arguments.prefill == 0) continue;
-      HADAL_ASSIGN_OR_RETURN(const Row r, decoding ? runner.decode(context) : runner.prefill(context));
+      HADAL_ASSIGN_OR_RETURN(const BenchRow r, decoding ? runner.decode(context) : runner.prefill(context));
       const double bandwidth_fraction = r.cost.bytes() * r.tokens_per_s / 1e9 / r.read_gbps;
       const double gflops = r.cost.flops() * r.tokens_per_s / 1e9;
       const double peak_fraction = gflops / std::max(r.peaks.f32_gflops, r.peaks.bf16_gflops);
@@ -423,7 +424,7 @@ Status bench(const Arguments& arguments) {
 void register_bench(CLI::App& app, Outcome& outcome) {
   auto* command =
       app.add_subcommand("bench", "Decode and prefill speed, as fractions of this machine's measured limits");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<BenchArguments>();
   add_engine_options(*command, arguments->engine);
   command->add_option("--preset", arguments->preset,
                       "flash, pro or v3.2 with random weights in memory, instead of -m");

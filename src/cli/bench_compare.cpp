@@ -28,7 +28,7 @@ struct Part {
   double seconds = 0, flops = 0;  // of one
 };
 
-struct Row {
+struct CompareRow {
   std::int64_t context = 0;
   std::vector<Part> parts;
   double kv_bytes = 0;  // of the whole model's state, as allocated
@@ -72,12 +72,12 @@ class Comparison {
         steps_(steps),
         planned_(full) {}
 
-  Result<Row> row(std::int64_t context) {
+  Result<CompareRow> row(std::int64_t context) {
     const Config& config = model_.config();
     SequenceState state(model_.state_layout(format_));
     state.fill_synthetic(context - 1, 1);
     state.prepare_append(1);
-    Row row;
+    CompareRow row;
     row.context = context;
     for (std::int64_t block = 0; block < config.num_hidden_layers; ++block) {
       Part part{kind_of(config, block)};
@@ -150,7 +150,7 @@ class Comparison {
   std::uint64_t drawn_ = 0;
 };
 
-Result<std::vector<Row>> measure_preset(const std::string& preset, const CompareRequest& request,
+Result<std::vector<CompareRow>> measure_preset(const std::string& preset, const CompareRequest& request,
                                         Backend& backend, ThreadPool& pool) {
   HADAL_ASSIGN_OR_RETURN(const Config full, preset_config(preset));
   const Config cut = layers_of_each_kind(full, kExperts, kVocabulary);
@@ -162,15 +162,15 @@ Result<std::vector<Row>> measure_preset(const std::string& preset, const Compare
   Transformer transformer(model, backend, request.numerics);
   const StateFormat format = quantises_rows(request.numerics) ? StateFormat::compact : StateFormat::f32;
   Comparison comparison(full, model, transformer, format, request.steps);
-  std::vector<Row> rows;
+  std::vector<CompareRow> rows;
   for (const std::int64_t context : request.contexts) {
-    HADAL_ASSIGN_OR_RETURN(Row row, comparison.row(std::max<std::int64_t>(2, context)));
+    HADAL_ASSIGN_OR_RETURN(CompareRow row, comparison.row(std::max<std::int64_t>(2, context)));
     rows.push_back(std::move(row));
   }
   return rows;
 }
 
-Json as_json(const std::string& preset, const Row& row, const Row& base) {
+Json as_json(const std::string& preset, const CompareRow& row, const CompareRow& base) {
   Json parts = Json::array();
   for (const Part& p : row.parts)
     parts.push_back({{"kind", p.kind}, {"count", p.count}, {"seconds", p.seconds}, {"flops", p.flops}});
@@ -188,7 +188,7 @@ Json as_json(const std::string& preset, const Row& row, const Row& base) {
           {"layers", std::move(parts)}};
 }
 
-std::string as_text(const std::string& preset, const Row& row, const Row& base) {
+std::string as_text(const std::string& preset, const CompareRow& row, const CompareRow& base) {
   std::string text =
       fmt::format("{:<6} {:>8} {:>10.1f} {:>7.1f}% {:>10.1f} {:>7.1f}% {:>10.3f} {:>7.2f}%   ", preset,
                   row.context, 1e3 * row.seconds(), 100 * row.seconds() / base.seconds(), row.flops() / 1e9,
@@ -204,7 +204,7 @@ std::string as_text(const std::string& preset, const Row& row, const Row& base) 
 }  // namespace
 
 Status compare_models(const CompareRequest& request, Backend& backend, ThreadPool& pool) {
-  HADAL_ASSIGN_OR_RETURN(const std::vector<Row> base,
+  HADAL_ASSIGN_OR_RETURN(const std::vector<CompareRow> base,
                          measure_preset(request.baseline, request, backend, pool));
   Json out = {{"isa", backend.name()},
               {"threads", pool.size()},
@@ -215,7 +215,7 @@ Status compare_models(const CompareRequest& request, Backend& backend, ThreadPoo
       "{:<6} {:>8} {:>10} {:>8} {:>10} {:>8} {:>10} {:>8}   layers\n",
       backend.name(), pool.size(), to_string(request.numerics), request.baseline, "model", "context", "ms",
       "", "GFLOP", "", "KV GB", "");
-  const auto add = [&](const std::string& preset, const std::vector<Row>& rows) {
+  const auto add = [&](const std::string& preset, const std::vector<CompareRow>& rows) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
       out["rows"].push_back(as_json(preset, rows[i], base[i]));
       text += as_text(preset, rows[i], base[i]);
@@ -223,7 +223,7 @@ Status compare_models(const CompareRequest& request, Backend& backend, ThreadPoo
   };
   add(request.baseline, base);
   for (const std::string& preset : request.presets) {
-    HADAL_ASSIGN_OR_RETURN(const std::vector<Row> rows, measure_preset(preset, request, backend, pool));
+    HADAL_ASSIGN_OR_RETURN(const std::vector<CompareRow> rows, measure_preset(preset, request, backend, pool));
     add(preset, rows);
   }
   std::printf("%s", request.json ? (out.dump(2) + "\n").c_str() : text.c_str());

@@ -16,7 +16,7 @@
 namespace hadal::cli {
 namespace {
 
-struct Arguments {
+struct CacheArguments {
   std::filesystem::path directory;
   bool json = false;
   std::int64_t bytes = 0;
@@ -101,13 +101,13 @@ void print(const std::vector<Entry>& entries, bool json) {
   std::puts(fmt::format("{} files, {}B", entries.size(), readable(bytes)).c_str());
 }
 
-Status list(const Arguments& arguments) {
+Status list(const CacheArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const auto entries, read_entries(arguments.directory, false));
   print(entries, arguments.json);
   return {};
 }
 
-Status verify(const Arguments& arguments) {
+Status verify(const CacheArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const auto entries, read_entries(arguments.directory, true));
   print(entries, arguments.json);
   const auto broken =
@@ -119,7 +119,7 @@ Status verify(const Arguments& arguments) {
 
 // Broken files and what builds on them, then the files that were used longest ago, none before those that
 // build on it.
-Status prune(const Arguments& arguments) {
+Status prune(const CacheArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(auto entries, read_entries(arguments.directory, true));
   HADAL_ASSIGN_OR_RETURN(const DirectoryLock lock, DirectoryLock::take(arguments.directory));
   std::sort(entries.begin(), entries.end(),
@@ -167,9 +167,9 @@ Status prune(const Arguments& arguments) {
 }
 
 void add(CLI::App& parent, const std::string& name, const std::string& help, Outcome& outcome,
-         Status (*work)(const Arguments&)) {
+         Status (*work)(const CacheArguments&)) {
   auto* command = parent.add_subcommand(name, help);
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<CacheArguments>();
   command->add_option("DIR", arguments->directory, "The --cache-dir of hadal serve")->required();
   if (name == "prune") {
     command->add_option("--size", arguments->bytes, "Bytes that may stay; 0 removes everything")

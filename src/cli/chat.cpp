@@ -18,7 +18,7 @@
 namespace hadal::cli {
 namespace {
 
-struct Arguments {
+struct ChatArguments {
   EngineOptions engine;
   SamplingOptions sampling;
   std::string system, think = "off";
@@ -88,7 +88,7 @@ constexpr std::string_view kHelp =
 
 class Chat {
  public:
-  Chat(const Engine& engine, const ChatDialect& dialect, const Arguments& arguments)
+  Chat(const Engine& engine, const ChatDialect& dialect, const ChatArguments& arguments)
       : engine_(engine),
         dialect_(dialect),
         arguments_(arguments),
@@ -208,7 +208,7 @@ class Chat {
  private:
   const Engine& engine_;
   const ChatDialect& dialect_;
-  const Arguments& arguments_;
+  const ChatArguments& arguments_;
   std::string think_;
   Sequence sequence_;
   std::vector<ChatMessage> history_;
@@ -217,7 +217,7 @@ class Chat {
   Generation last_;
 };
 
-Status chat(const Arguments& arguments) {
+Status chat(const ChatArguments& arguments) {
   HADAL_RETURN_IF_ERROR(arguments.sampling.validate());
   HADAL_RETURN_IF_ERROR(check_utf8(arguments.system, "the system text"));
   HADAL_ASSIGN_OR_RETURN(const Engine engine, Engine::open(arguments.engine));
@@ -265,7 +265,7 @@ Status chat(const Arguments& arguments) {
 
 void register_chat(CLI::App& app, Outcome& outcome) {
   auto* command = app.add_subcommand("chat", "Talk with a model; /help inside lists the commands");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ChatArguments>();
   add_engine_options(*command, arguments->engine);
   add_sampling_options(*command, arguments->sampling);
   command->add_option("-n,--tokens", arguments->tokens, "At most so many tokens in a reply")

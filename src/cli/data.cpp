@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct DataArguments {
   std::vector<std::string> files;
   std::string out, tokenizer;
   double held_out = 0;
@@ -39,7 +39,7 @@ std::vector<fs::path> old_shards(const fs::path& out) {
   return found;
 }
 
-Status build(const Arguments& arguments) {
+Status build(const DataArguments& arguments) {
   const std::vector<fs::path> old = old_shards(arguments.out);
   if (!old.empty() && !arguments.force) {
     return fail(ErrorCode::invalid_argument,
@@ -86,7 +86,7 @@ Status build(const Arguments& arguments) {
 void register_data(CLI::App& app, Outcome& outcome) {
   CLI::App* const data = app.add_subcommand("data", "Training data");
   data->require_subcommand(1);
-  const auto arguments = std::make_shared<Arguments>();
+  const auto arguments = std::make_shared<DataArguments>();
   CLI::App* const command = data->add_subcommand("build", "Text and JSONL to shards of tokens");
   command->add_option("-t,--tokenizer", arguments->tokenizer, "tokenizer.json, or a directory with it")
       ->required();

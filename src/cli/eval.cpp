@@ -2,7 +2,6 @@
 // (Arithmetic and calls of tools: eval_answers.)
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -19,6 +18,7 @@
 #include "cli/progress.h"
 #include "cli/prompt.h"
 #include "embedded_model.h"
+#include "engine/embedded.h"
 #include "model/transformer.h"
 #include "text/chat_dialect.h"
 
@@ -27,7 +27,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Arguments {
+struct EvalArguments {
   EngineOptions engine;
   bool json = false;
   // ppl
@@ -68,17 +68,12 @@ Result<ScoredModel> open_scored(const EngineOptions& options) {
     HADAL_ASSIGN_OR_RETURN(Model model, Model::load(options.model, options.notice));
     return ScoredModel{std::move(model), std::move(tokenizer)};
   }
-  const EmbeddedModel files = embedded_model();
-  HADAL_ASSIGN_OR_RETURN(Config config, parse_config(files.config_json));
-  auto image = Buffer<std::byte>::uninitialised(files.weights.size());  // aligned, unlike those of the binary
-  std::memcpy(image.data(), files.weights.data(), files.weights.size());
-  HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::from_bytes(std::move(image), "embedded model"));
-  HADAL_ASSIGN_OR_RETURN(Model model, Model::bind(std::move(config), std::move(checkpoint), options.notice));
-  HADAL_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::from_json(files.tokenizer_json));
+  HADAL_ASSIGN_OR_RETURN(Model model, load_embedded_model(options.notice));
+  HADAL_ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::from_json(embedded_model().tokenizer_json));
   return ScoredModel{std::move(model), std::move(tokenizer)};
 }
 
-Status perplexity(const Arguments& arguments) {
+Status perplexity(const EvalArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const std::string text, read_file(arguments.file));
   HADAL_RETURN_IF_ERROR(check_utf8(text, arguments.file));
   HADAL_ASSIGN_OR_RETURN(const ScoredModel opened, open_scored(arguments.engine));
@@ -152,9 +147,9 @@ constexpr std::string_view kHaystack[] = {"The grass is green. ", "The sky is bl
                                           "Here we go. ", "There and back again. "};
 
 // Words to ask for and the numbers that are the answers, from a counter.
-class Draws {
+class NeedleDraws {
  public:
-  explicit Draws(std::uint64_t seed) : random_(seed, 0x6e656564) {}
+  explicit NeedleDraws(std::uint64_t seed) : random_(seed, 0x6e656564) {}
   std::int64_t below(std::int64_t n) {
     return static_cast<std::int64_t>(random_.uniform(counter_++) * static_cast<double>(n));
   }
@@ -257,7 +252,7 @@ class Asked {
   bool chat_;
 };
 
-struct Row {
+struct EvalRow {
   std::int64_t length = 0;
   double depth = 0;
   std::int64_t tokens = 0;  // of the last trial's prompt
@@ -270,9 +265,9 @@ Status check_length(const Engine& engine, std::int64_t length) {
               fmt::format("--lengths {}: the model's context is {} tokens", length, engine.info().context));
 }
 
-Status print_rows(const Arguments& arguments, const char* task, std::span<const Row> rows) {
+Status print_rows(const EvalArguments& arguments, const char* task, std::span<const EvalRow> rows) {
   std::int64_t correct = 0, trials = 0;
-  for (const Row& row : rows) {
+  for (const EvalRow& row : rows) {
     correct += row.correct;
     trials += row.trials;
   }
@@ -281,7 +276,7 @@ Status print_rows(const Arguments& arguments, const char* task, std::span<const 
   };
   if (arguments.json) {
     Json json = {{"task", task}, {"rows", Json::array()}, {"accuracy", share(correct, trials)}};
-    for (const Row& row : rows) {
+    for (const EvalRow& row : rows) {
       json["rows"].push_back({{"length", row.length},
                               {"depth", row.depth},
                               {"tokens", row.tokens},
@@ -293,7 +288,7 @@ Status print_rows(const Arguments& arguments, const char* task, std::span<const 
     return {};
   }
   fmt::print("{:>9} {:>6} {:>9} {:>9}\n", "length", "depth", "tokens", "correct");
-  for (const Row& row : rows)
+  for (const EvalRow& row : rows)
     fmt::print("{:>9} {:>6.2f} {:>9} {:>9}\n", row.length, row.depth, row.tokens,
                fmt::format("{}/{}", row.correct, row.trials));
   fmt::print("accuracy {:.4f} ({} of {})\n", share(correct, trials), correct, trials);
@@ -301,12 +296,12 @@ Status print_rows(const Arguments& arguments, const char* task, std::span<const 
 }
 
 // "The magic number of tabino is 48213." somewhere in a haystack; each trial is a text of its own.
-Status needle(const Arguments& arguments) {
+Status needle(const EvalArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const Engine engine, Engine::open(arguments.engine));
   HADAL_ASSIGN_OR_RETURN(const Haystack haystack, Haystack::create(engine.tokenizer(), arguments.haystack));
   const Asked asked(engine, arguments.chat);
-  Draws draws(arguments.seed);
-  std::vector<Row> rows;
+  NeedleDraws draws(arguments.seed);
+  std::vector<EvalRow> rows;
   Progress bar;
   const auto total =
       static_cast<std::int64_t>(arguments.lengths.size() * arguments.depths.size()) * arguments.trials;
@@ -314,7 +309,7 @@ Status needle(const Arguments& arguments) {
   for (const std::int64_t length : arguments.lengths) {
     HADAL_RETURN_IF_ERROR(check_length(engine, length));
     for (const double depth : arguments.depths) {
-      Row row{length, depth, 0, 0, arguments.trials};
+      EvalRow row{length, depth, 0, 0, arguments.trials};
       for (std::int64_t trial = 0; trial < arguments.trials; ++trial) {
         const std::string key = draws.key(), value = draws.number();
         const std::string fact = fmt::format("The magic number of {} is {}. ", key, value);
@@ -339,17 +334,17 @@ Status needle(const Arguments& arguments) {
 
 // Lines "tabino = 48213" up to the length; each trial asks for the one at the depth. A text is read once and
 // forked for every question.
-Status recall(const Arguments& arguments) {
+Status recall(const EvalArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const Engine engine, Engine::open(arguments.engine));
   const Asked asked(engine, false);
-  Draws draws(arguments.seed);
-  std::vector<Row> rows;
+  NeedleDraws draws(arguments.seed);
+  std::vector<EvalRow> rows;
   Progress bar;
   const auto total = static_cast<std::int64_t>(arguments.lengths.size()) * arguments.trials;
   std::int64_t done = 0;
   for (const std::int64_t length : arguments.lengths) {
     HADAL_RETURN_IF_ERROR(check_length(engine, length));
-    std::vector<Row> of_length;
+    std::vector<EvalRow> of_length;
     for (const double depth : arguments.depths) of_length.push_back({length, depth, 0, 0, arguments.trials});
     for (std::int64_t trial = 0; trial < arguments.trials; ++trial) {
       std::vector<std::pair<std::string, std::string>> pairs;
@@ -372,7 +367,7 @@ Status recall(const Arguments& arguments) {
             text.append(std::span(tokens).subspan(at, std::min(kPart, tokens.size() - at))));
         HADAL_RETURN_IF_ERROR(stopped());
       }
-      for (Row& row : of_length) {
+      for (EvalRow& row : of_length) {
         const auto last = static_cast<double>(pairs.size() - 1);
         const auto& [key, value] = pairs[static_cast<std::size_t>(std::llround(row.depth * last))];
         HADAL_ASSIGN_OR_RETURN(const auto question, engine.tokenizer().encode(key + " ="));
@@ -389,7 +384,7 @@ Status recall(const Arguments& arguments) {
   return print_rows(arguments, "recall", rows);
 }
 
-void add_places(CLI::App& command, Arguments& arguments) {
+void add_places(CLI::App& command, EvalArguments& arguments) {
   command.add_option("--lengths", arguments.lengths, "Tokens of the text, up to the model's context")
       ->delimiter(',')
       ->check(CLI::Range(std::int64_t{128}, std::int64_t{1} << 24));
@@ -408,7 +403,7 @@ void register_eval(CLI::App& app, Outcome& outcome) {
   CLI::App* const command =
       app.add_subcommand("eval", "Measure a model: perplexity, retrieval over long contexts, answers");
   command->require_subcommand(1);
-  const auto arguments = std::make_shared<Arguments>();
+  const auto arguments = std::make_shared<EvalArguments>();
   const auto add = [&](const char* name, const char* what, auto work) {
     CLI::App* const task = command->add_subcommand(name, what);
     add_engine_options(*task, arguments->engine);
@@ -441,7 +436,7 @@ void register_eval(CLI::App& app, Outcome& outcome) {
   pairs->footer("Example: hadal eval recall -m models/nano --lengths 4096,65536");
   const auto add_answers = [&](const char* name, const char* what, auto work) {
     const auto options = std::make_shared<AnswerOptions>();
-    CLI::App* const task = add(name, what, [options, work](const Arguments& all) {
+    CLI::App* const task = add(name, what, [options, work](const EvalArguments& all) {
       options->json = all.json;
       return work(all.engine, *options);
     });

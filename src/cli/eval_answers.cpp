@@ -21,9 +21,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-class Draws {
+class AnswerDraws {
  public:
-  explicit Draws(std::uint64_t seed) : random_(seed, 0x616e7377) {}
+  explicit AnswerDraws(std::uint64_t seed) : random_(seed, 0x616e7377) {}
   std::int64_t between(std::int64_t low, std::int64_t high) {
     return low + static_cast<std::int64_t>(random_.uniform(counter_++) * static_cast<double>(high - low + 1));
   }
@@ -128,7 +128,7 @@ struct ToolQuestion {
   std::string text, parameter, argument;
 };
 
-ToolQuestion tool_question(std::string_view tool, Draws& draws) {
+ToolQuestion tool_question(std::string_view tool, AnswerDraws& draws) {
   if (tool == "calculator") {
     constexpr std::array<std::string_view, 3> kOperators = {"+", "-", "*"};
     const std::int64_t a = draws.between(10, 999), b = draws.between(10, 999);
@@ -153,7 +153,7 @@ bool calls_exactly(const Reply& reply, std::string_view tool, const ToolQuestion
 
 Status eval_arithmetic(const EngineOptions& engine_options, const AnswerOptions& options) {
   HADAL_ASSIGN_OR_RETURN(const Engine engine, Engine::open(engine_options));
-  Draws draws(options.seed);
+  AnswerDraws draws(options.seed);
   std::vector<Kind> kinds = {{"addition"}, {"subtraction"}, {"product"}};
   Progress bar;
   std::int64_t done = 0;
@@ -178,7 +178,7 @@ Status eval_tools(const EngineOptions& engine_options, const AnswerOptions& opti
   HADAL_ASSIGN_OR_RETURN(const Engine engine, Engine::open(engine_options));
   HADAL_ASSIGN_OR_RETURN(const JsonValue json, parse_json(kTools));
   HADAL_ASSIGN_OR_RETURN(const std::vector<std::string> tools, tools_from_json(json));
-  Draws draws(options.seed);
+  AnswerDraws draws(options.seed);
   std::vector<Kind> kinds;
   Progress bar;
   std::int64_t done = 0;

@@ -17,7 +17,7 @@
 namespace hadal::cli {
 namespace {
 
-struct Arguments {
+struct InitArguments {
   std::string preset, config, format = "published", out;
   std::int64_t layers = 0, experts = 0, shard_bytes = InitOptions{}.shard_bytes;
   std::uint64_t seed = 0;
@@ -37,7 +37,7 @@ void catch_interrupt() {
   ::sigaction(SIGTERM, &action, nullptr);
 }
 
-Result<Config> chosen_config(const Arguments& arguments) {
+Result<Config> config_to_init(const InitArguments& arguments) {
   Result<Config> config = fail(ErrorCode::invalid_argument, "");
   if (!arguments.preset.empty()) {
     config = preset_config(arguments.preset);
@@ -50,8 +50,8 @@ Result<Config> chosen_config(const Arguments& arguments) {
   return cut_config(std::move(*config), arguments.layers, arguments.experts);
 }
 
-Status init(const Arguments& arguments) {
-  HADAL_ASSIGN_OR_RETURN(const Config config, chosen_config(arguments));
+Status init(const InitArguments& arguments) {
+  HADAL_ASSIGN_OR_RETURN(const Config config, config_to_init(arguments));
   InitOptions options;
   options.seed = arguments.seed;
   options.format = arguments.format == "bf16"  ? StorageFormat::bf16
@@ -83,7 +83,7 @@ Status init(const Arguments& arguments) {
 }  // namespace
 
 void register_init(CLI::App& app, Outcome& outcome) {
-  const auto arguments = std::make_shared<Arguments>();
+  const auto arguments = std::make_shared<InitArguments>();
   CLI::App* command = app.add_subcommand("init", "Write a random checkpoint in the published layout");
   CLI::Option_group* source = command->add_option_group("shape");
   source->add_option("--preset", arguments->preset, "The published shape: flash, pro or v3.2")

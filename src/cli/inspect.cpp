@@ -23,7 +23,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Arguments {
+struct InspectArguments {
   std::string model, preset;
   bool json = false, verify = false;
 };
@@ -251,7 +251,7 @@ std::string as_text(const Report& report) {
   return text;
 }
 
-Status inspect(const Arguments& arguments) {
+Status inspect(const InspectArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const Report report, arguments.preset.empty()
                                                   ? inspect_directory(arguments.model, arguments.verify)
                                                   : inspect_preset(arguments.preset));
@@ -263,7 +263,7 @@ Status inspect(const Arguments& arguments) {
 }  // namespace
 
 void register_inspect(CLI::App& app, Outcome& outcome) {
-  const auto arguments = std::make_shared<Arguments>();
+  const auto arguments = std::make_shared<InspectArguments>();
   CLI::App* command = app.add_subcommand("inspect", "Say what a model consists of and what it costs to hold");
   CLI::Option_group* source = command->add_option_group("what");
   source->add_option("MODEL", arguments->model, "A model directory");

@@ -13,7 +13,7 @@
 namespace hadal::cli {
 namespace {
 
-struct Arguments {
+struct LogitsArguments {
   EngineOptions engine;
   std::string tokens, out;
   std::int64_t prefill = -1;
@@ -54,7 +54,7 @@ Result<Sequences> read_tokens(const std::string& path) {
 
 // Appends the logits of `tokens`, all of them, to `out`; the streams too when asked.
 Status run_tokens(Transformer& transformer, std::vector<SequenceState>& states, const Sequences& sequences,
-                  const Arguments& arguments, std::vector<std::vector<float>>& logits,
+                  const LogitsArguments& arguments, std::vector<std::vector<float>>& logits,
                   std::vector<float>* streams) {
   // Every sequence by prefill in chunks up to --prefill, then token by token; all sequences in one batch.
   std::vector<std::size_t> at(sequences.size(), 0);
@@ -86,7 +86,7 @@ Status run_tokens(Transformer& transformer, std::vector<SequenceState>& states, 
 }
 
 // Everything about the work is known: each forward takes a chunk of every sequence, and all logits are kept.
-MemoryBudget memory_budget(const Arguments& arguments, const Sequences& sequences, const Backend& backend) {
+MemoryBudget memory_budget(const LogitsArguments& arguments, const Sequences& sequences, const Backend& backend) {
   std::int64_t tokens = 0, chunk = 0;
   for (const auto& sequence : sequences) {
     tokens += static_cast<std::int64_t>(sequence.size());
@@ -102,7 +102,7 @@ MemoryBudget memory_budget(const Arguments& arguments, const Sequences& sequence
           .beside_weight = beside_weights(arguments.engine.numerics, backend)};
 }
 
-Status logits(const Arguments& arguments) {
+Status logits(const LogitsArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const Sequences sequences, read_tokens(arguments.tokens));
   if (arguments.mtp && (sequences.size() > 1 || sequences[0].size() < 2)) {
     return fail(ErrorCode::invalid_argument, "--mtp takes one sequence of at least two tokens");
@@ -155,7 +155,7 @@ Status logits(const Arguments& arguments) {
 
 void register_logits(CLI::App& app, Outcome& outcome) {
   auto* command = app.add_subcommand("logits", "Logits of given tokens, as a safetensors file");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<LogitsArguments>();
   add_engine_options(*command, arguments->engine);
   // The implementations that logits are compared with keep rope entries in float32.
   arguments->engine.state = "f32";

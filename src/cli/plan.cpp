@@ -22,7 +22,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-struct Arguments {
+struct PlanArguments {
   std::string model, preset, against, hardware = "h200x8", save_hardware, html, numerics = "official";
   std::int64_t layers = 0, experts = 0;
   int threads = 0;
@@ -31,7 +31,7 @@ struct Arguments {
   bool json = false;
 };
 
-struct Report {
+struct PlanReport {
   ModelPlan model;
   std::optional<ModelPlan> against;
   HardwareProfile hardware;
@@ -40,13 +40,13 @@ struct Report {
   std::vector<CurvePoint> curve, against_curve;
 };
 
-Result<Config> chosen_config(const Arguments& arguments) {
+Result<Config> planned_config(const PlanArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(Config config, arguments.preset.empty() ? load_config(arguments.model)
                                                                  : preset_config(arguments.preset));
   return cut_config(std::move(config), arguments.layers, arguments.experts);
 }
 
-Result<HardwareProfile> chosen_hardware(const Arguments& arguments, const Config& config) {
+Result<HardwareProfile> chosen_hardware(const PlanArguments& arguments, const Config& config) {
   if (arguments.hardware != "host") return load_profile(arguments.hardware);
   ThreadPool pool(arguments.threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend, make_backend("cpu", "", pool));
@@ -56,8 +56,8 @@ Result<HardwareProfile> chosen_hardware(const Arguments& arguments, const Config
 }
 
 // --check-host: instead of a plan, whether plans for this machine come true on it.
-Status check(const Arguments& arguments) {
-  HADAL_ASSIGN_OR_RETURN(const Config config, chosen_config(arguments));
+Status check(const PlanArguments& arguments) {
+  HADAL_ASSIGN_OR_RETURN(const Config config, planned_config(arguments));
   ThreadPool pool(arguments.threads);
   HADAL_ASSIGN_OR_RETURN(const auto backend, make_backend("cpu", "", pool));
   HADAL_ASSIGN_OR_RETURN(const Numerics numerics, numerics_from_string(arguments.numerics));
@@ -163,7 +163,7 @@ Json history_json() {
   return out;
 }
 
-Json as_json(const Report& report, const PlanRequest& request) {
+Json as_json(const PlanReport& report, const PlanRequest& request) {
   Json out = model_json(report.model);
   out["context"] = request.context;
   out["curve"] = curve_json(report.curve);
@@ -230,7 +230,7 @@ void add_model(Lines& out, const ModelPlan& plan, std::int64_t context) {
   }
 }
 
-void add_curve(Lines& out, const Report& report) {
+void add_curve(Lines& out, const PlanReport& report) {
   if (!report.against) {
     out.add("\n  {:>8} {:>12} {:>10}", "context", "FP8 TFLOP", "KV GB");
     for (const CurvePoint& p : report.curve)
@@ -286,7 +286,7 @@ void add_machine(Lines& out, const std::string& name, const MachinePlan& plan,
           plan.prices.input(request.hit_rate));
 }
 
-std::string as_text(const Report& report, const PlanRequest& request) {
+std::string as_text(const PlanReport& report, const PlanRequest& request) {
   Lines out;
   add_model(out, report.model, request.context);
   if (report.against) {
@@ -322,12 +322,12 @@ std::vector<CurvePoint> figure_points(const CostModel& model) {
   return points;
 }
 
-Status plan(const Arguments& arguments) {
+Status plan(const PlanArguments& arguments) {
   const PlanRequest& request = arguments.request;
-  HADAL_ASSIGN_OR_RETURN(const Config config, chosen_config(arguments));
+  HADAL_ASSIGN_OR_RETURN(const Config config, planned_config(arguments));
   const CostModel model(config);
   std::optional<CostModel> other;
-  Report report;
+  PlanReport report;
   const std::string name = arguments.preset.empty() ? arguments.model : arguments.preset;
   report.model = plan_model(name, model, request.context);
   for (const std::int64_t context : kTableContexts) report.curve.push_back(curve_point(model, context));
@@ -357,7 +357,7 @@ Status plan(const Arguments& arguments) {
 }  // namespace
 
 void register_plan(CLI::App& app, Outcome& outcome) {
-  const auto arguments = std::make_shared<Arguments>();
+  const auto arguments = std::make_shared<PlanArguments>();
   CLI::App* command =
       app.add_subcommand("plan", "Say what a model costs: memory, FLOPs, attainable speed, USD per token");
   CLI::Option_group* source = command->add_option_group("what");

@@ -95,7 +95,7 @@ std::string render_cases(const ChatDialect& dialect, const JsonValue& cases, con
   return out += "\n]\n";
 }
 
-bool is_batch(const JsonValue& json) {
+bool is_batch_of_conversations(const JsonValue& json) {
   for (const JsonValue& item : json.items) {
     if (item.find("messages") != nullptr) return true;
   }
@@ -111,7 +111,7 @@ Result<std::string> render_file(const RenderFlags& flags) {
   };
   Result<JsonValue> json = parse_json(text, {.python_constants = true});
   if (!json) return in_file(std::move(json).error());
-  if (is_batch(*json)) return render_cases(*dialect, *json, options);
+  if (is_batch_of_conversations(*json)) return render_cases(*dialect, *json, options);
   auto messages = json->is_object() ? messages_of_request(*json) : messages_from_json(*json);
   if (!messages) return in_file(std::move(messages).error());
   auto prompt = render(*dialect, *messages, options);

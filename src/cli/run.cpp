@@ -11,7 +11,7 @@
 namespace hadal::cli {
 namespace {
 
-struct Arguments {
+struct RunArguments {
   EngineOptions engine;
   SamplingOptions sampling;
   std::string prompt, file = "-", system, think = "off";
@@ -20,7 +20,7 @@ struct Arguments {
   bool raw = false, specials = false, quiet = false;
 };
 
-Result<std::vector<std::int32_t>> encode_prompt(const Engine& engine, const Arguments& arguments,
+Result<std::vector<std::int32_t>> encode_prompt(const Engine& engine, const RunArguments& arguments,
                                                 const std::string& text) {
   if (arguments.raw) {
     return arguments.specials ? engine.tokenizer().encode_with_specials(text)
@@ -36,7 +36,7 @@ Result<std::vector<std::int32_t>> encode_prompt(const Engine& engine, const Argu
   return encode_turn(engine.tokenizer(), *dialect, chat_options(*dialect, arguments.think), messages);
 }
 
-Status run(const Arguments& arguments, const std::string* given_prompt) {
+Status run(const RunArguments& arguments, const std::string* given_prompt) {
   HADAL_RETURN_IF_ERROR(arguments.sampling.validate());
   std::string text;
   if (given_prompt != nullptr) {
@@ -77,7 +77,7 @@ Status run(const Arguments& arguments, const std::string* given_prompt) {
 
 void register_run(CLI::App& app, Outcome& outcome) {
   auto* command = app.add_subcommand("run", "One completion, streamed to stdout");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<RunArguments>();
   add_engine_options(*command, arguments->engine);
   auto* prompt = command->add_option("-p,--prompt", arguments->prompt, "The prompt");
   command->add_option("-f,--file", arguments->file, "A file with the prompt; - for stdin")

@@ -14,7 +14,7 @@
 namespace hadal::cli {
 namespace {
 
-struct Arguments {
+struct ServeArguments {
   EngineOptions engine;
   serve::ServerOptions server;
   std::string key_file, price_file, name, dialect, windows = "periodic";
@@ -38,7 +38,7 @@ sigset_t block_signals() {
   return signals;
 }
 
-Status serve(Arguments arguments) {
+Status serve(ServeArguments arguments) {
   const sigset_t signals = block_signals();
   if (!arguments.key_file.empty()) {
     HADAL_ASSIGN_OR_RETURN(arguments.server.keys, serve::ApiKeys::load(arguments.key_file));
@@ -88,7 +88,7 @@ Status serve(Arguments arguments) {
 
 void register_serve(CLI::App& app, Outcome& outcome) {
   auto* command = app.add_subcommand("serve", "The API server and the web page");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<ServeArguments>();
   serve::ServerOptions& server = arguments->server;
   server.http.port = 8080;
   server.scheduler.max_running = 16;

@@ -20,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct TokenizerArguments {
   std::vector<std::string> files;
   std::string out, base;
   std::int64_t vocab_size = 4096, min_count = 2;
@@ -28,7 +28,7 @@ struct Arguments {
   bool bare = false;
 };
 
-Status train(const Arguments& arguments) {
+Status train(const TokenizerArguments& arguments) {
   std::string base(embedded_model().tokenizer_json);
   if (!arguments.base.empty()) {
     fs::path path = arguments.base;
@@ -74,7 +74,7 @@ Status train(const Arguments& arguments) {
 void register_tokenizer(CLI::App& app, Outcome& outcome) {
   CLI::App* const tokenizer = app.add_subcommand("tokenizer", "Tokenizers");
   tokenizer->require_subcommand(1);
-  const auto arguments = std::make_shared<Arguments>();
+  const auto arguments = std::make_shared<TokenizerArguments>();
   CLI::App* const command = tokenizer->add_subcommand("train", "Learn a byte-level BPE from text");
   command->add_option("-o,--out", arguments->out, "The tokenizer.json to write")->required();
   command->add_option("--vocab-size", arguments->vocab_size, "Ids in all: bytes, merges and added tokens")

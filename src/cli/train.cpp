@@ -25,7 +25,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Arguments {
+struct TrainArguments {
   std::string recipe, run;
   bool resume = false;
   int threads = 0;
@@ -35,7 +35,7 @@ struct Arguments {
   bool force = false;
 };
 
-void add_threads(CLI::App& command, Arguments& arguments) {
+void add_threads(CLI::App& command, TrainArguments& arguments) {
   command.add_option("--threads", arguments.threads, "Threads; 0 for all. They never show in the result")
       ->envname("HADAL_THREADS")
       ->check(CLI::Range(0, 4096));
@@ -57,7 +57,7 @@ void stop_ranks(int /*signal*/) {
   ::setitimer(ITIMER_REAL, &soon, nullptr);
 }
 
-Status train(const Arguments& arguments, Communicator& ranks) {
+Status train(const TrainArguments& arguments, Communicator& ranks) {
   const auto loaded = load_recipe(arguments.recipe);
   HADAL_RETURN_IF_ERROR(agree(ranks, loaded ? Status() : tl::unexpected(loaded.error())));
   const TrainingRecipe& recipe = *loaded;
@@ -113,7 +113,7 @@ Status train(const Arguments& arguments, Communicator& ranks) {
 }
 
 // All processes of a job end in the same way, and one says how.
-int train(const Arguments& arguments) {
+int train(const TrainArguments& arguments) {
   const auto ranks = connect();
   if (!ranks) return report(ranks.error());
   const Status status = train(arguments, **ranks);
@@ -125,7 +125,7 @@ int train(const Arguments& arguments) {
   return kFailed;
 }
 
-Status write_report(const Arguments& arguments) {
+Status write_report(const TrainArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const std::string html, training_report(arguments.run));
   const fs::path out =
       arguments.out.empty() ? fs::path(arguments.run) / "report.html" : fs::path(arguments.out);
@@ -134,7 +134,7 @@ Status write_report(const Arguments& arguments) {
   return {};
 }
 
-Status export_run(const Arguments& arguments) {
+Status export_run(const TrainArguments& arguments) {
   HADAL_ASSIGN_OR_RETURN(const TrainedWeights trained, load_run(arguments.run, arguments.step));
   ThreadPool pool(arguments.threads);
   CheckpointOptions options;
@@ -159,7 +159,7 @@ Status export_run(const Arguments& arguments) {
 
 void register_train(CLI::App& app, Outcome& outcome) {
   CLI::App* const command = app.add_subcommand("train", "Train a model by a recipe");
-  const auto arguments = std::make_shared<Arguments>();
+  const auto arguments = std::make_shared<TrainArguments>();
   command->add_option("RECIPE", arguments->recipe, "recipes/NAME.json");
   command->add_option("--run", arguments->run, "The run's directory; by default runs/NAME")->type_name("DIR");
   command->add_flag("--resume", arguments->resume, "Go on from the run's last snapshot");

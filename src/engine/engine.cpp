@@ -12,6 +12,7 @@
 #include "base/mapped_file.h"
 #include "base/memory_policy.h"
 #include "embedded_model.h"
+#include "engine/embedded.h"
 #include "engine/engine_impl.h"
 #include "engine/stop_strings.h"
 #include "model/inventory.h"
@@ -36,11 +37,7 @@ Result<Opened> open_embedded(const EngineOptions& options) {
   const EmbeddedModel files = embedded_model();
   Opened opened;
   opened.config_json = files.config_json;
-  HADAL_ASSIGN_OR_RETURN(Config config, parse_config(files.config_json));
-  auto image = Buffer<std::byte>::uninitialised(files.weights.size());  // aligned, unlike those of the binary
-  std::memcpy(image.data(), files.weights.data(), files.weights.size());
-  HADAL_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::from_bytes(std::move(image), "embedded model"));
-  HADAL_ASSIGN_OR_RETURN(opened.model, Model::bind(std::move(config), std::move(checkpoint), options.notice));
+  HADAL_ASSIGN_OR_RETURN(opened.model, load_embedded_model(options.notice));
   if (options.tokenizer) {
     HADAL_ASSIGN_OR_RETURN(opened.tokenizer, Tokenizer::from_json(files.tokenizer_json));
   }

@@ -16,9 +16,9 @@ constexpr std::uint64_t kLongestRange = std::uint64_t{64}
                                         << 20;  // of a merge; keeps all readers busy at load
 
 // Every tensor of linears, by where it goes; the walk over the parameters visits it.
-class Collector {
+class StreamedTensors {
  public:
-  Collector(const Config& config, const Checkpoint& checkpoint)
+  StreamedTensors(const Config& config, const Checkpoint& checkpoint)
       : experts(static_cast<std::size_t>(config.num_blocks() * config.n_routed_experts)),
         checkpoint_(checkpoint),
         per_block_(config.n_routed_experts) {}
@@ -97,7 +97,7 @@ Status read_all(std::span<const std::filesystem::path> paths, const FileLayout& 
 Result<StreamedWeights> StreamedWeights::take(const Config& config, const StateLayout& layout,
                                               const Checkpoint& checkpoint, const MemoryBudget& budget,
                                               const Notice& notice, Weights& weights) {
-  Collector found(config, checkpoint);
+  StreamedTensors found(config, checkpoint);
   for_each_parameter(config, weights, found);
   if (!found.in_files) {
     return fail(

@@ -16,7 +16,7 @@
 namespace hadal {
 namespace {
 
-constexpr std::int64_t kPiece = std::int64_t{1} << 20;  // elements that one thread looks at in one go
+constexpr std::int64_t kCheckedPiece = std::int64_t{1} << 20;  // elements that one thread looks at in one go
 
 // A tensor to look at, from the walk over the parameters.
 struct Suspect {
@@ -37,9 +37,9 @@ struct Suspect {
   }
 };
 
-class Collector {
+class CheckedWeights {
  public:
-  explicit Collector(WeightCheck::Depth depth) : depth_(depth) {}
+  explicit CheckedWeights(WeightCheck::Depth depth) : depth_(depth) {}
 
   void operator()(const Linear& w, const ParameterInfo& info) {
     if (w.weight == nullptr) return;
@@ -98,13 +98,13 @@ Error not_finite(std::string_view name, DType dtype, const Shape& shape, const s
 Status check_weights(const Config& config, Weights& weights, const Checkpoint& checkpoint,
                      const WeightCheck& check) {
   if (check.depth == WeightCheck::Depth::none) return {};
-  Collector found(check.depth);
+  CheckedWeights found(check.depth);
   for_each_parameter(config, weights, found);
 
   // Pieces of one size, numbered through all suspects.
   std::vector<std::int64_t> first_piece = {0};
   for (const Suspect& suspect : found.suspects)
-    first_piece.push_back(first_piece.back() + (suspect.elements() + kPiece - 1) / kPiece);
+    first_piece.push_back(first_piece.back() + (suspect.elements() + kCheckedPiece - 1) / kCheckedPiece);
   // The lowest piece with such a value: the same whoever finds it.
   std::atomic<std::int64_t> worst{std::numeric_limits<std::int64_t>::max()};
   const auto suspect_of = [&](std::int64_t piece) {
@@ -114,8 +114,8 @@ Status check_weights(const Config& config, Weights& weights, const Checkpoint& c
   const auto find = [&](std::int64_t piece) {
     const std::size_t s = suspect_of(piece);
     const Suspect& suspect = found.suspects[s];
-    const std::int64_t begin = (piece - first_piece[s]) * kPiece;
-    return suspect.find(begin, std::min(begin + kPiece, suspect.elements()));
+    const std::int64_t begin = (piece - first_piece[s]) * kCheckedPiece;
+    return suspect.find(begin, std::min(begin + kCheckedPiece, suspect.elements()));
   };
   const auto look = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t piece = begin; piece < end; ++piece) {

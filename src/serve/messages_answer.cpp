@@ -23,7 +23,7 @@ Json stop_reason(TurnFinish finish) {
 }
 
 // What was read from the cache is not among the input tokens here.
-Json usage_json(const Usage& usage) {
+Json messages_usage(const Usage& usage) {
   return {{"input_tokens", usage.prompt_tokens - usage.cached_tokens},
           {"cache_creation_input_tokens", 0},
           {"cache_read_input_tokens", usage.cached_tokens},
@@ -82,7 +82,7 @@ class MessagesAnswer final : public Answer {
     send_event("message_delta",
                {{"type", "message_delta"},
                 {"delta", {{"stop_reason", stop_reason(result.finish)}, {"stop_sequence", sequence}}},
-                {"usage", usage_json(result.usage)}});
+                {"usage", messages_usage(result.usage)}});
     send_event("message_stop", {{"type", "message_stop"}});
     delivery().end();
   }
@@ -100,7 +100,7 @@ class MessagesAnswer final : public Answer {
             {"type", "message"},
             {"role", "assistant"},
             {"model", model_},
-            {"usage", usage_json(usage)}};
+            {"usage", messages_usage(usage)}};
   }
 
   void open(Block block, const Json& content) {

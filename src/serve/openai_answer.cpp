@@ -18,7 +18,7 @@ std::string_view finish_reason(TurnFinish finish) {
   }
 }
 
-Json usage_json(const Usage& usage) {
+Json openai_usage(const Usage& usage) {
   return {{"prompt_tokens", usage.prompt_tokens},
           {"completion_tokens", usage.completion_tokens},
           {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
@@ -69,7 +69,7 @@ class ChoiceAnswer : public Answer {
     if (!delivery().complete(setup_.choice, streams() ? Json() : std::move(choice), usage)) return;
     Json body = head();
     body["choices"] = streams() ? Json::array() : delivery().choices();
-    body["usage"] = usage_json(delivery().usage());
+    body["usage"] = openai_usage(delivery().usage());
     if (!streams()) return delivery().send(to_text(body));
     if (request_.include_usage) send_event("", body);
     delivery().write("data: [DONE]\n\n");

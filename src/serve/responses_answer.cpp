@@ -9,7 +9,7 @@
 namespace hadal::serve {
 namespace {
 
-Json usage_json(const Usage& usage) {
+Json responses_usage(const Usage& usage) {
   return {{"input_tokens", usage.prompt_tokens},
           {"input_tokens_details", {{"cached_tokens", usage.cached_tokens}, {"cache_write_tokens", 0}}},
           {"output_tokens", usage.completion_tokens},
@@ -68,7 +68,7 @@ class ResponsesAnswer final : public Answer {
       close();
     }
     const bool cut = result.finish == TurnFinish::length;
-    Json response = this->response(cut ? "incomplete" : "completed", usage_json(result.usage));
+    Json response = this->response(cut ? "incomplete" : "completed", responses_usage(result.usage));
     if (cut) response["incomplete_details"] = {{"reason", "max_output_tokens"}};
     if (!streams()) return delivery().send(to_text(response));
     event_of(cut ? "response.incomplete" : "response.completed", {{"response", std::move(response)}});

@@ -115,7 +115,7 @@ void read_tool(const JsonValue& json, const std::string& path, const std::string
   request.tools.items.push_back(function_tool(name, fields.get("description"), fields.object("parameters")));
 }
 
-void read_tool_choice(Fields& fields, std::optional<ApiError>& error, Request& request) {
+void read_choice_of_tool(Fields& fields, std::optional<ApiError>& error, Request& request) {
   const JsonValue* choice = fields.get("tool_choice");
   if (choice == nullptr) return;
   using Kind = ToolChoice::Kind;
@@ -205,7 +205,7 @@ ApiResult<Request> read_responses_request(const JsonValue& body, const RequestLi
   const JsonValue* tools = fields.array("tools", limits.max_tools);
   for (std::size_t i = 0; tools != nullptr && i < tools->items.size(); ++i)
     read_tool(tools->items[i], fmt::format("tools[{}]", i), "", error, request);
-  read_tool_choice(fields, error, request);
+  read_choice_of_tool(fields, error, request);
   request.parallel_tools = fields.boolean("parallel_tool_calls", true);
   if (const JsonValue* reasoning = fields.object("reasoning")) {
     Fields inner(*reasoning, "reasoning", error);

@@ -15,9 +15,9 @@ namespace hadal {
 namespace {
 
 constexpr std::string_view kBos = "<｜begin▁of▁sentence｜>";
-constexpr std::string_view kEos = "<｜end▁of▁sentence｜>";
+constexpr std::string_view kStrictEos = "<｜end▁of▁sentence｜>";
 constexpr std::string_view kThinkStart = "<think>";
-constexpr std::string_view kThinkEnd = "</think>";
+constexpr std::string_view kStrictThinkEnd = "</think>";
 constexpr std::string_view kDsml = "｜DSML｜";
 constexpr std::string_view kBlockBegin = "\n\n<｜DSML｜tool_calls";
 constexpr std::string_view kBlockEnd = "</｜DSML｜tool_calls>";
@@ -198,21 +198,21 @@ Result<ParsedMessage> parse_output_strict(std::string_view output, bool thinking
   Reader reader(output);
   ParsedMessage message;
   if (thinking) {
-    const Reader::Piece piece = reader.until(kThinkEnd, kBlockBegin);
-    if (piece.stop != kThinkEnd) return malformed("invalid thinking format: missing </think>");
+    const Reader::Piece piece = reader.until(kStrictThinkEnd, kBlockBegin);
+    if (piece.stop != kStrictThinkEnd) return malformed("invalid thinking format: missing </think>");
     message.reasoning_content = piece.content;
   }
-  Reader::Piece piece = reader.until(kEos, kBlockBegin);
+  Reader::Piece piece = reader.until(kStrictEos, kBlockBegin);
   message.content = piece.content;
   if (piece.stop == kBlockBegin) {
     HADAL_RETURN_IF_ERROR(parse_block(reader, message.tool_calls));
-    piece = reader.until(kEos);
+    piece = reader.until(kStrictEos);
     if (!piece.content.empty()) return malformed("unexpected content after tool calls");
-  } else if (piece.stop != kEos) {
+  } else if (piece.stop != kStrictEos) {
     return malformed("invalid format: missing EOS token");
   }
   if (!reader.at_end()) return malformed("unexpected content at end");
-  for (const std::string_view token : {kBos, kEos, kThinkStart, kThinkEnd, kDsml}) {
+  for (const std::string_view token : {kBos, kStrictEos, kThinkStart, kStrictThinkEnd, kDsml}) {
     if (message.content.find(token) != std::string::npos ||
         message.reasoning_content.find(token) != std::string::npos) {
       return malformed(fmt::format("unexpected special token '{}' in content", token));

@@ -111,7 +111,7 @@ Status expect_type(const object& in, std::string_view expected, std::string_view
   return {};
 }
 
-class Reader {
+class TokenizerReader {
  public:
   Result<TokenizerDescription> read(const object& root) {
     HADAL_RETURN_IF_ERROR(expect_none(root, "truncation", ""));
@@ -405,7 +405,7 @@ Result<TokenizerDescription> parse_tokenizer_json(std::string_view json) {
   }
   object root;
   if (document.get(root) != simdjson::SUCCESS) return corrupt("not a JSON object");
-  return Reader().read(root);
+  return TokenizerReader().read(root);
 }
 
 }  // namespace hadal

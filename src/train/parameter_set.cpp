@@ -10,7 +10,7 @@ namespace hadal {
 namespace {
 
 constexpr std::int64_t kAlign = 16;  // floats: a cache line
-constexpr std::int64_t kGrain = 1 << 14;
+constexpr std::int64_t kValuesGrain = 1 << 14;
 
 template <class Slot>
 constexpr bool kIsTable = std::is_same_v<std::remove_cvref_t<Slot>, HashTable>;
@@ -102,7 +102,7 @@ void ParameterSet::for_each_held(ThreadPool& pool, Body&& body) const {
   std::int64_t begin = 0;
   const auto run = [&](std::int64_t end) {
     if (end > begin)
-      pool.parallel_for(end - begin, kGrain,
+      pool.parallel_for(end - begin, kValuesGrain,
                         [&](std::int64_t first, std::int64_t last) { body(begin + first, begin + last); });
   };
   for (const Shard& s : elsewhere_) {

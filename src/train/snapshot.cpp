@@ -21,17 +21,17 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr std::array<char, 8> kMagic = {'H', 'A', 'D', 'A', 'L', 'S', 'N', 'P'};
-constexpr std::uint32_t kVersion = 1;
-constexpr std::size_t kAlign = 64;
+constexpr std::array<char, 8> kSnapshotMagic = {'H', 'A', 'D', 'A', 'L', 'S', 'N', 'P'};
+constexpr std::uint32_t kSnapshotVersion = 1;
+constexpr std::size_t kSnapshotAlign = 64;
 
-struct Header {
-  std::array<char, 8> magic = kMagic;
-  std::uint32_t version = kVersion;
+struct SnapshotHeader {
+  std::array<char, 8> magic = kSnapshotMagic;
+  std::uint32_t version = kSnapshotVersion;
   std::uint32_t json_bytes = 0;
   std::uint64_t json_hash = 0;  // XXH3
 };
-static_assert(sizeof(Header) == 24);
+static_assert(sizeof(SnapshotHeader) == 24);
 
 // An array of a file.
 struct Array {
@@ -82,7 +82,7 @@ std::uint64_t hash_of(std::span<const std::byte> bytes) {
   return XXH3_64bits(bytes.data(), bytes.size());
 }
 std::size_t round_up(std::size_t n) {
-  return (n + kAlign - 1) / kAlign * kAlign;
+  return (n + kSnapshotAlign - 1) / kSnapshotAlign * kSnapshotAlign;
 }
 
 // Where the arrays of a snapshot go, or come from.
@@ -109,8 +109,8 @@ std::string header_of(Json json, std::span<const Place> places, std::span<const 
   }
   std::string text = json.dump();
   // Spaces, so that the arrays start at a multiple of 64 bytes.
-  text.resize(round_up(sizeof(Header) + text.size()) - sizeof(Header), ' ');
-  Header header;
+  text.resize(round_up(sizeof(SnapshotHeader) + text.size()) - sizeof(SnapshotHeader), ' ');
+  SnapshotHeader header;
   header.json_bytes = static_cast<std::uint32_t>(text.size());
   header.json_hash = XXH3_64bits(text.data(), text.size());
   std::string bytes(sizeof(header), '\0');
@@ -138,7 +138,7 @@ Status write_places(const fs::path& path, const Json& json, std::span<const Plac
     }
     write(std::string_view(header_of(json, places, checksums)));
   }
-  constexpr std::array<std::byte, kAlign> kZeros{};
+  constexpr std::array<std::byte, kSnapshotAlign> kZeros{};
   std::vector<std::byte> received;
   for (std::size_t i = 0; i < places.size(); ++i) {
     const Place& place = places[i];
@@ -177,13 +177,13 @@ Result<Opened> open_snapshot(const fs::path& path, std::uint64_t config) {
   const auto corrupt = [&](std::string_view what) {
     return fail(ErrorCode::corrupt, fmt::format("{}: {}", path.string(), what));
   };
-  Header header;
+  SnapshotHeader header;
   if (bytes.size() < sizeof(header)) return corrupt("too short for a snapshot");
   std::memcpy(&header, bytes.data(), sizeof(header));
-  if (header.magic != kMagic) return corrupt("not a snapshot");
-  if (header.version != kVersion)
+  if (header.magic != kSnapshotMagic) return corrupt("not a snapshot");
+  if (header.version != kSnapshotVersion)
     return fail(ErrorCode::unsupported, fmt::format("{}: version {} of the format, this hadal reads {}",
-                                                    path.string(), header.version, kVersion));
+                                                    path.string(), header.version, kSnapshotVersion));
   if (header.json_bytes > bytes.size() - sizeof(header)) return corrupt("cut short");
   const auto text = bytes.subspan(sizeof(header), header.json_bytes);
   if (hash_of(text) != header.json_hash) return corrupt("the checksum of its header does not match");

@@ -12,14 +12,14 @@
 namespace hadal {
 namespace {
 
-constexpr std::array<char, 8> kMagic = {'H', 'A', 'D', 'A', 'L', 'T', 'O', 'K'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::array<char, 8> kTokenFileMagic = {'H', 'A', 'D', 'A', 'L', 'T', 'O', 'K'};
+constexpr std::uint32_t kTokenFileVersion = 1;
 constexpr std::uint32_t kMasked = 1;
 
 // Little-endian, as every machine that hadal runs on.
-struct Header {
-  std::array<char, 8> magic = kMagic;
-  std::uint32_t version = kVersion;
+struct TokenFileHeader {
+  std::array<char, 8> magic = kTokenFileMagic;
+  std::uint32_t version = kTokenFileVersion;
   std::uint32_t token_bytes = 4;  // 2 or 4
   std::uint32_t flags = 0;
   std::uint32_t vocab_size = 0;
@@ -28,7 +28,7 @@ struct Header {
   std::uint64_t payload_hash = 0;  // XXH3 of all bytes behind the header
   std::array<std::uint8_t, 16> reserved{};
 };
-static_assert(sizeof(Header) == 64);
+static_assert(sizeof(TokenFileHeader) == 64);
 
 std::size_t round_up8(std::size_t n) {
   return (n + 7) / 8 * 8;
@@ -38,7 +38,7 @@ std::size_t round_up8(std::size_t n) {
 
 Status write_token_file(const std::filesystem::path& path, const TokenFileInfo& info,
                         std::span<const std::int32_t> tokens, std::span<const std::uint8_t> counts) {
-  Header header;
+  TokenFileHeader header;
   header.token_bytes = info.vocab_size <= 65536 ? 2 : 4;
   header.flags = counts.empty() ? 0 : kMasked;
   header.vocab_size = static_cast<std::uint32_t>(info.vocab_size);
@@ -66,13 +66,13 @@ Result<TokenFile> TokenFile::open(const std::filesystem::path& path) {
     return fail(ErrorCode::corrupt,
                 fmt::format("{}: {}; build it again with hadal data build", path.string(), what));
   };
-  Header header;
+  TokenFileHeader header;
   if (bytes.size() < sizeof(header)) return corrupt("too short for a shard of tokens");
   std::memcpy(&header, bytes.data(), sizeof(header));
-  if (header.magic != kMagic) return corrupt("not a shard of tokens");
-  if (header.version != kVersion) {
+  if (header.magic != kTokenFileMagic) return corrupt("not a shard of tokens");
+  if (header.version != kTokenFileVersion) {
     return fail(ErrorCode::unsupported, fmt::format("{}: version {} of the format, this hadal reads {}",
-                                                    path.string(), header.version, kVersion));
+                                                    path.string(), header.version, kTokenFileVersion));
   }
   if ((header.token_bytes != 2 && header.token_bytes != 4) || header.n_tokens > bytes.size() ||
       (header.flags & ~kMasked) != 0)

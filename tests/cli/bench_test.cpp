@@ -32,6 +32,12 @@ TEST(BenchCommand, JsonHasTheContractsFields) {
             json["rows"][0]["flops_per_token"].get<double>());
 }
 
+TEST(BenchCommand, WithoutAModelItIsTheEmbeddedOne) {
+  const auto result = run_command("bench --prefill 16 --decode 2 --json");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(nlohmann::json::parse(result.out).at("rows").size(), 2U);
+}
+
 TEST(BenchCommand, ProfileAddsUpToTheForward) {
   const std::string model = (test::reference_directory() / "models" / "t1-m2").string();
   const auto result =
@@ -78,8 +84,8 @@ TEST(BenchCommand, SaysWhatTheDiskAllowsUnderABudget) {
   EXPECT_EQ(run_command("bench -m " + model + " --memory much").exit_code, 2);
 }
 
-TEST(BenchCommand, NeedsAModelOrAPreset) {
-  EXPECT_EQ(run_command("bench").exit_code, 1);
+TEST(BenchCommand, TakesOneModelOfThoseThatThereAre) {
+  EXPECT_EQ(run_command("bench -m somewhere --preset flash").exit_code, 1);
   EXPECT_EQ(run_command("bench --preset nano").exit_code, 1);
   EXPECT_EQ(run_command("bench --preset flash --layers 44").exit_code, 1);
 }
