@@ -151,7 +151,7 @@ class Comparison {
 };
 
 Result<std::vector<CompareRow>> measure_preset(const std::string& preset, const CompareRequest& request,
-                                        Backend& backend, ThreadPool& pool) {
+                                               Backend& backend, ThreadPool& pool) {
   HADAL_ASSIGN_OR_RETURN(const Config full, preset_config(preset));
   const Config cut = layers_of_each_kind(full, kExperts, kVocabulary);
   notice(fmt::format("{}: drawing {} layers", preset, cut.num_hidden_layers));
@@ -223,7 +223,8 @@ Status compare_models(const CompareRequest& request, Backend& backend, ThreadPoo
   };
   add(request.baseline, base);
   for (const std::string& preset : request.presets) {
-    HADAL_ASSIGN_OR_RETURN(const std::vector<CompareRow> rows, measure_preset(preset, request, backend, pool));
+    HADAL_ASSIGN_OR_RETURN(const std::vector<CompareRow> rows,
+                           measure_preset(preset, request, backend, pool));
     add(preset, rows);
   }
   std::printf("%s", request.json ? (out.dump(2) + "\n").c_str() : text.c_str());

@@ -86,7 +86,8 @@ Status run_tokens(Transformer& transformer, std::vector<SequenceState>& states, 
 }
 
 // Everything about the work is known: each forward takes a chunk of every sequence, and all logits are kept.
-MemoryBudget memory_budget(const LogitsArguments& arguments, const Sequences& sequences, const Backend& backend) {
+MemoryBudget memory_budget(const LogitsArguments& arguments, const Sequences& sequences,
+                           const Backend& backend) {
   std::int64_t tokens = 0, chunk = 0;
   for (const auto& sequence : sequences) {
     tokens += static_cast<std::int64_t>(sequence.size());
