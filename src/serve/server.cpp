@@ -183,10 +183,10 @@ void Server::keep_alive() {
 }
 
 // States and snapshots come and go by the thousand; what they leave behind in the heap goes back when it has
-// become much. That takes milliseconds, and happens as often as memory grows by a quarter.
+// become much. That takes milliseconds, and happens when memory has grown by a sixteenth and this.
 void Server::release_memory() {
-  constexpr std::int64_t kLeast = std::int64_t{64} << 20;
-  if (resident_memory_bytes() < kept_bytes_ + kept_bytes_ / 4 + kLeast) return;
+  constexpr std::int64_t kLeast = std::int64_t{32} << 20;
+  if (resident_memory_bytes() < kept_bytes_ + kept_bytes_ / 16 + kLeast) return;
   release_free_memory();
   kept_bytes_ = resident_memory_bytes();
 }
