@@ -168,18 +168,17 @@ TEST_F(SchedulerTest, RefusesWhatIsTooMuch) {
   EXPECT_EQ(refused(request_of({}, 1)), Refusal::Kind::invalid);
   EXPECT_EQ(refused(request_of({1 << 20}, 1)), Refusal::Kind::invalid);
   EXPECT_EQ(refused(request_of({-1}, 1)), Refusal::Kind::invalid);
-  std::mutex gate;
-  gate.lock();  // the first request hangs in its first token, so that the others wait
+  std::promise<void> gate;  // the first request hangs in its first token, so that the others wait
   auto holding = std::make_shared<Listener>();
   holding->on_token = [&](std::size_t n) {
-    if (n == 1) gate.lock();
+    if (n == 1) gate.get_future().wait();
   };
   submit(scheduler, request_of(random_tokens(5, 1), 1000), holding);
   EXPECT_EQ(refused(request_of(random_tokens(5, 2), 1)), std::nullopt);
   EXPECT_EQ(refused(request_of(random_tokens(5, 3), 1)), Refusal::Kind::tenant_limit);
   EXPECT_EQ(refused(request_of(random_tokens(5, 3), 1, 1, "b")), std::nullopt);
   EXPECT_EQ(refused(request_of(random_tokens(5, 3), 1, 1, "c")), Refusal::Kind::queue_full);
-  gate.unlock();
+  gate.set_value();
   EXPECT_EQ(holding->wait().tokens.size(), 96U) << "five read, 95 sampled and read, and one more";
   scheduler.drain(std::chrono::seconds(60));
   EXPECT_EQ(refused(request_of(random_tokens(5, 3), 1)), Refusal::Kind::draining);

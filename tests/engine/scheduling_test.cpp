@@ -1,5 +1,6 @@
 // Whose tokens a step takes, on a machine whose steps cost what the test says, by a clock that they move on.
-#include <gmock/gmock.h>
+#include <future>
+
 #include <gtest/gtest.h>
 
 #include "engine/scheduler_fixture.h"
@@ -77,18 +78,17 @@ std::vector<std::int32_t> prompt_of(std::int32_t name, std::size_t tokens) {
 class Gate {
  public:
   explicit Gate(Scheduler& scheduler, GenerationRequest first) {
-    mutex_.lock();
     listener = std::make_shared<test::Listener>();
     listener->on_token = [this](std::size_t n) {
-      if (n == 1) const std::lock_guard wait(mutex_);
+      if (n == 1) opened_.get_future().wait();
     };
     submit(scheduler, std::move(first), listener);
   }
-  void open() { mutex_.unlock(); }
+  void open() { opened_.set_value(); }
   std::shared_ptr<test::Listener> listener;
 
  private:
-  std::mutex mutex_;
+  std::promise<void> opened_;
 };
 
 // The promise: beside a prompt of 100K tokens a running stream waits for a token at most twice as long as
