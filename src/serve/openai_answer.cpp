@@ -65,7 +65,7 @@ class ChoiceAnswer : public Answer {
 
   // `choice`: the whole, or the last chunk of a stream.
   void finish_choice(Json choice, const Usage& usage) {
-    if (streams()) send_choice(std::move(choice));
+    if (streams()) send_choice(choice);
     if (!delivery().complete(setup_.choice, streams() ? Json() : std::move(choice), usage)) return;
     Json body = head();
     body["choices"] = streams() ? Json::array() : delivery().choices();
