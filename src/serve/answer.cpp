@@ -30,13 +30,6 @@ void Delivery::begin(std::string_view type) {
 void Delivery::write(std::string piece) {
   const std::lock_guard lock(mutex_);
   if (over_) return;
-  begin("text/event-stream; charset=utf-8");
-  reply_->write(std::move(piece));
-}
-
-void Delivery::keep_alive(std::string piece) {
-  const std::lock_guard lock(mutex_);
-  if (over_) return;
   begin(streams_ ? "text/event-stream; charset=utf-8" : "application/json");
   reply_->write(std::move(piece));
 }
@@ -133,7 +126,7 @@ std::string Answer::error_in_stream(const ApiError& error) {
 }
 
 void Answer::keep_alive() {
-  delivery().keep_alive(streams() ? ": keep-alive\n\n" : "\n");  // white space before JSON is JSON
+  delivery().write(streams() ? ": keep-alive\n\n" : "\n");  // white space before JSON is JSON
 }
 
 std::unique_ptr<Answer> make_answer(AnswerSetup setup) {

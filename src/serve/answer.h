@@ -48,10 +48,9 @@ class Delivery {
            std::size_t choices);
 
   bool streams() const { return streams_; }
-  void write(std::string piece);  // of a stream
+  void write(std::string piece);  // of a stream, or a blank before the whole
   void send(std::string body);    // the whole, instead of a stream
   void end();
-  void keep_alive(std::string piece);
   // `in_stream`: how the API says it when the status went out before.
   void fail(const ApiError& error, std::string in_stream);
 

@@ -89,7 +89,7 @@ class MessagesAnswer final : public Answer {
 
   void keep_alive() override {
     if (!started_) return Answer::keep_alive();  // nothing may come before message_start but a comment
-    delivery().keep_alive(event_text("ping", {{"type", "ping"}}));
+    send_event("ping", {{"type", "ping"}});
   }
 
  private:
