@@ -24,10 +24,11 @@ tl::unexpected<Error> write_error(const std::filesystem::path& path, const char*
 
 }  // namespace
 
-Result<FileWriter> FileWriter::create(const std::filesystem::path& path) {
+Result<FileWriter> FileWriter::create(const std::filesystem::path& path, FileMode mode) {
   std::filesystem::path temporary = path;
   temporary += fmt::format(".{}.part", ::getpid());
-  const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  const int fd =
+      ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, static_cast<mode_t>(mode));
   if (fd < 0) return write_error(path, "create", errno);
   return FileWriter(path, std::move(temporary), fd);
 }
@@ -111,8 +112,8 @@ Status FileWriter::commit() {
   return {};
 }
 
-Status write_file(const std::filesystem::path& path, std::string_view text) {
-  HADAL_ASSIGN_OR_RETURN(FileWriter writer, FileWriter::create(path));
+Status write_file(const std::filesystem::path& path, std::string_view text, FileMode mode) {
+  HADAL_ASSIGN_OR_RETURN(FileWriter writer, FileWriter::create(path, mode));
   HADAL_RETURN_IF_ERROR(writer.write(text));
   return writer.commit();
 }

@@ -12,9 +12,12 @@
 
 namespace hadal {
 
+// Who may read a new file: what the umask leaves of everybody, or its owner alone.
+enum class FileMode : unsigned { shared = 0644, owner = 0600 };
+
 class FileWriter {
  public:
-  static Result<FileWriter> create(const std::filesystem::path& path);
+  static Result<FileWriter> create(const std::filesystem::path& path, FileMode mode = FileMode::shared);
 
   FileWriter(FileWriter&& other) noexcept;
   FileWriter& operator=(FileWriter&&) = delete;
@@ -44,6 +47,7 @@ class FileWriter {
 };
 
 // The whole of `text` as the file `path`, atomically.
-Status write_file(const std::filesystem::path& path, std::string_view text);
+Status write_file(const std::filesystem::path& path, std::string_view text,
+                  FileMode mode = FileMode::shared);
 
 }  // namespace hadal

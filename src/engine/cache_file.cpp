@@ -76,7 +76,7 @@ Result<std::int64_t> write_cache_file(const std::filesystem::path& path, CacheFi
   header.pages_hash = hash_of(std::as_bytes(std::span(hashes)));
   header.header_hash = header_hash(header);
 
-  HADAL_ASSIGN_OR_RETURN(FileWriter writer, FileWriter::create(path));
+  HADAL_ASSIGN_OR_RETURN(FileWriter writer, FileWriter::create(path, FileMode::owner));
   std::size_t at = 0;
   const auto put = [&](std::span<const std::byte> bytes) -> Status {
     at += bytes.size();
@@ -98,9 +98,6 @@ Result<std::int64_t> write_cache_file(const std::filesystem::path& path, CacheFi
   for (auto i = static_cast<std::size_t>(header.first_page); i < state.page_count(); ++i)
     HADAL_RETURN_IF_ERROR(put(state.page(i)));
   HADAL_RETURN_IF_ERROR(writer.commit());
-  std::error_code ignored;  // the directory is closed to others anyway
-  std::filesystem::permissions(path, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write,
-                               ignored);
   return static_cast<std::int64_t>(at);
 }
 

@@ -107,7 +107,7 @@ Result<std::string> namespace_salt(const std::filesystem::path& directory) {
   }
   if (error) return fail(ErrorCode::io, fmt::format("{}: {}", path.string(), error.message()));
   const std::string salt = fresh();
-  HADAL_RETURN_IF_ERROR(write_file(path, salt));
+  HADAL_RETURN_IF_ERROR(write_file(path, salt, FileMode::owner));
   return salt;
 }
 

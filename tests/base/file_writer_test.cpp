@@ -45,6 +45,16 @@ TEST_F(FileWriterTest, NothingIsSeenBeforeCommit) {
   EXPECT_EQ(files(), 1U) << "the temporary file is gone";
 }
 
+TEST_F(FileWriterTest, AFileOfItsOwnerIsReadByNobodyElseAtAnyTime) {
+  auto writer = FileWriter::create(path_, FileMode::owner);
+  ASSERT_TRUE(writer.has_value());
+  constexpr auto kOthers = fs::perms::group_all | fs::perms::others_all;
+  for (const auto& part : fs::directory_iterator(directory_))
+    EXPECT_EQ(part.status().permissions() & kOthers, fs::perms::none) << part.path();
+  ASSERT_TRUE(writer->commit().has_value());
+  EXPECT_EQ(fs::status(path_).permissions() & kOthers, fs::perms::none);
+}
+
 TEST_F(FileWriterTest, WhatWasWrittenCanBeOverwritten) {
   auto writer = FileWriter::create(path_);
   ASSERT_TRUE(writer.has_value());

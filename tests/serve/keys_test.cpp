@@ -69,6 +69,7 @@ TEST_F(KeysTest, TheSaltStaysAndNobodyElseCanReadIt) {
   ASSERT_TRUE(salt.has_value());
   EXPECT_EQ(salt->size(), 64U);
   EXPECT_EQ(mode(cache), 0700);
+  EXPECT_EQ(mode(cache / "salt"), 0600);
   EXPECT_EQ(*namespace_salt(cache), *salt);
   EXPECT_NE(*namespace_salt({}), *namespace_salt({})) << "of this process alone";
   EXPECT_NE(cache_namespace(*salt, "key", "user"), cache_namespace(*salt, "keyu", "ser"));
