@@ -13,6 +13,7 @@
 #include "base/file_writer.h"
 #include "base/mapped_file.h"
 #include "base/rng.h"
+#include "base/slab_memory.h"
 
 namespace hadal {
 namespace {
@@ -171,19 +172,19 @@ StateLayout::StateLayout(const Config& config, StateFormat wanted)
   fingerprint = XXH64(shape.data(), shape.size() * sizeof(shape[0]), 0);
 }
 
-SequenceState::SequenceState(const StateLayout& layout) : SequenceState(layout, host_memory()) {}
+SequenceState::SequenceState(const StateLayout& layout) : SequenceState(layout, slab_memory()) {}
 
 SequenceState::SequenceState(const StateLayout& layout, Memory& memory)
-    : layout_(&layout),
-      memory_(&memory),
-      fixed_(Bytes::zeros(static_cast<std::size_t>(layout.fixed_bytes), memory)) {}
+    : SequenceState(layout, memory, Bytes::zeros(static_cast<std::size_t>(layout.fixed_bytes), memory)) {}
+
+SequenceState::SequenceState(const StateLayout& layout, Memory& memory, Bytes fixed)
+    : layout_(&layout), memory_(&memory), fixed_(std::move(fixed)) {}
 
 SequenceState SequenceState::fork() const {
-  SequenceState copy(*layout_, *memory_);
+  SequenceState copy(*layout_, *memory_, fixed_.clone());
   copy.length_ = length_;
   copy.mtp_length_ = mtp_length_;
   copy.replay_until_ = replay_until_;
-  copy.fixed_ = fixed_.clone();
   copy.pages_ = pages_;
   copy.page_data_ = page_data_;
   copy.checkpoints_ = checkpoints_;
@@ -206,7 +207,7 @@ void SequenceState::prepare_append(std::int64_t count) {
 }
 
 void SequenceState::move_to(Memory& memory) {
-  if (memory_ == &memory) return;
+  if (memory_ == &memory || (memory_->on_host() && memory.on_host())) return;
   std::vector<std::byte> through;
   const auto moved = [&](const Bytes& from) {
     through.resize(from.size());

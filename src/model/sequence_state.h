@@ -193,6 +193,7 @@ class SequenceState {
   };
 
   SequenceState(const StateLayout& layout, Memory& memory);
+  SequenceState(const StateLayout& layout, Memory& memory, Bytes fixed);
 
   const StateLayout* layout_;
   Memory* memory_;

@@ -182,8 +182,9 @@ void Server::keep_alive() {
   }
 }
 
-// States and snapshots come and go by the thousand; what they leave behind in the heap goes back when it has
-// become much. That takes milliseconds, and happens when memory has grown by a sixteenth and this.
+// Requests come and go by the thousand; what they leave behind in the heap goes back when it has become
+// much. That takes milliseconds, and happens when memory has grown by a sixteenth and this. States have
+// slabs.
 void Server::release_memory() {
   constexpr std::int64_t kLeast = std::int64_t{32} << 20;
   if (resident_memory_bytes() < kept_bytes_ + kept_bytes_ / 16 + kLeast) return;
