@@ -47,7 +47,6 @@ class FileWriter {
 };
 
 // The whole of `text` as the file `path`, atomically.
-Status write_file(const std::filesystem::path& path, std::string_view text,
-                  FileMode mode = FileMode::shared);
+Status write_file(const std::filesystem::path& path, std::string_view text, FileMode mode = FileMode::shared);
 
 }  // namespace hadal
